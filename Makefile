@@ -1,0 +1,50 @@
+# Each target does its own set-up in .venv; a second call of a target finds it done.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo smoke test lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# torch goes in first, from its own line of constraints.txt: pulled in by another package it would be the CUDA build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm,test,lint]'
+	touch $@
+
+demo: $(VENV)/.installed ## simulate, pretrain, evaluate and draw all five figures in minutes, then check the truths
+	snakemake all --cores $(CORES) --configfile config/demo.yaml --show-failed-logs --quiet rules host
+	pipeline truths --print results/demo/tables/truths.parquet
+	@echo "Open results/demo/report.html"
+
+smoke: $(VENV)/.installed ## the demo with fewer cells, for CI
+	snakemake all --cores $(CORES) --configfile config/demo.yaml config/smoke.yaml --show-failed-logs --quiet rules host
+	pipeline truths --print results/smoke/tables/truths.parquet
+
+test: $(VENV)/.installed ## every test
+	pytest
+
+lint: $(VENV)/.installed ## style, types, layers, workflow
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	snakefmt --check Snakefile workflow
+	snakemake --lint --configfile config/demo.yaml
+
+format: $(VENV)/.installed ## rewrite the sources in the house's form
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+bench: $(VENV)/.installed ## speed, as ratios against named references
+	for file in benchmarks/bench_*.py; do python $$file || exit 1; done
+
+clean: ## remove results and the environment
+	rm -rf results $(VENV)

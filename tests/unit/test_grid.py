@@ -1,0 +1,71 @@
+"""Cells and their paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import grid
+from pipeline.config import Study, load_study
+from pipeline.errors import InputError
+from pipeline.grid import Cell
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+slugs = st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True)
+counts = st.integers(0, 10**6)
+cells = st.builds(Cell, slugs, slugs, counts, counts, counts, slugs, counts)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Study:
+    return load_study(REPOSITORY / "config/demo.yaml")
+
+
+@given(cells)
+def test_a_cell_and_its_path_are_one(cell: Cell) -> None:
+    assert Cell.parse(cell.path) == cell
+
+
+@given(st.text(max_size=60))
+def test_any_other_text_is_refused_or_is_the_path_of_its_cell(text: str) -> None:
+    try:
+        cell = Cell.parse(text)
+    except InputError:
+        return
+    assert Cell.parse(cell.path) == cell
+
+
+def test_every_cell_is_listed_once(demo: Study) -> None:
+    cells = grid.all_cells(demo)
+    assert len(cells) == len(set(cells)) == len({cell.path for cell in cells})
+
+
+def test_iso_token_cells_hold_the_same_frames(demo: Study) -> None:
+    conditions = grid.block_cells(demo, "iso_tokens")
+    assert len({(cell.subjects, cell.frames) for cell in conditions}) == 3
+    assert len({cell.subjects * cell.frames for cell in conditions}) == 1
+
+
+def test_off_diagonal_cells_break_the_bond_of_people_and_frames(demo: Study) -> None:
+    diagonal = {cell.subjects * cell.frames for cell in grid.block_cells(demo, "iso_tokens")}
+    assert all(cell.subjects * cell.frames not in diagonal for cell in grid.block_cells(demo, "off_diagonal"))
+
+
+def test_sweep_cells_carry_their_rate_and_are_not_evaluated(demo: Study) -> None:
+    sweep = grid.block_cells(demo, "learning_rate")
+    assert {grid.sweep_rate(cell) for cell in sweep} == set(demo.grid.learning_rate.rates)
+    assert not set(sweep) & set(grid.evaluated_cells(demo))
+
+
+def test_an_unknown_cell_is_refused_with_the_nearest(demo: Study) -> None:
+    with pytest.raises(InputError, match="Did you mean 'swift_v1/w12/N32-T160/draw0-main/seed1'"):
+        grid.require_cell(demo, "swift_v1/w12/N32-T160/draw0-main/seed9")
+
+
+def test_the_paper_names_the_data_sets_of_its_cells() -> None:
+    paper = load_study(REPOSITORY / "config/config.yaml")
+    assert grid.cell_datasets(paper, grid.block_cells(paper, "iso_tokens")[0]) == ["hcp"]
+    assert grid.cell_datasets(paper, grid.block_cells(paper, "scaling")[0]) == ["ukb"]

@@ -1,0 +1,132 @@
+# Frozen encoders: probed, benchmarked and analysed for spectra in one job a cell (importing torch costs 2 s); the
+# baselines and the raw signal go through the same protocols; then one tidy table a stage.
+
+
+rule evaluate:
+    """Probe, benchmark and spectra of one cell's frozen encoder."""
+    input:
+        manifests("evaluate"),
+        manifests("spectra"),
+        participants("evaluate"),
+        config=ancient(CONFIG),
+        template=rules.template.output.template,
+        evaluation=rules.split.output.evaluation,
+        draws=rules.split.output.draws,
+        encoder=rules.pretrain.output.encoder,
+        summary=rules.pretrain.output.summary,
+    output:
+        probe=f"{RESULTS}/probe/{{cell}}/probe.parquet",
+        benchmark=f"{RESULTS}/benchmark/{{cell}}/benchmark.parquet",
+        scores=f"{RESULTS}/benchmark/{{cell}}/scores.parquet",
+        spectral=f"{RESULTS}/spectral/{{cell}}/spectral.parquet",
+        spectra=f"{RESULTS}/spectral/{{cell}}/spectra.parquet",
+    log:
+        f"{RESULTS}/logs/evaluate/{{cell}}.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: study.compute.threads
+    resources:
+        mem_mb=study.compute.memory_mb,
+        runtime=study.compute.runtime_min,
+    params:
+        version=stage_version("probe", "benchmark", "spectral"),
+        settings=of_cell("evaluate"),
+    shell:
+        "pipeline evaluate --config {input.config:q} --cell {wildcards.cell:q} --threads {threads}"
+        " --output {output.probe:q} 2> {log:q}"
+
+
+rule baselines:
+    """Connectome, confounds, time-averaged volume and chance through the encoders' protocol."""
+    input:
+        manifests("evaluate"),
+        participants("evaluate"),
+        config=ancient(CONFIG),
+        template=rules.template.output.template,
+        evaluation=rules.split.output.evaluation,
+    output:
+        probe=f"{RESULTS}/probe/baselines/probe.parquet",
+        benchmark=f"{RESULTS}/benchmark/baselines/benchmark.parquet",
+        scores=f"{RESULTS}/benchmark/baselines/scores.parquet",
+    log:
+        f"{RESULTS}/logs/baselines.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: study.compute.threads
+    params:
+        version=stage_version("probe", "benchmark"),
+        settings=stage_settings(study, "baselines"),
+    shell:
+        "pipeline baselines --config {input.config:q} --threads {threads} --output {output.probe:q} 2> {log:q}"
+
+
+rule raw_spectra:
+    """Slope and Hurst exponent of the raw signal and of controls whose truth is known."""
+    input:
+        manifests("evaluate"),
+        manifests("spectra"),
+        config=ancient(CONFIG),
+        template=rules.template.output.template,
+        evaluation=rules.split.output.evaluation,
+    output:
+        spectral=f"{RESULTS}/spectral/raw/spectral.parquet",
+        spectra=f"{RESULTS}/spectral/raw/spectra.parquet",
+    log:
+        f"{RESULTS}/logs/raw_spectra.log",
+    conda:
+        "../envs/pipeline.yaml"
+    threads: study.compute.threads
+    params:
+        version=stage_version("spectral"),
+        settings=stage_settings(study, "spectral"),
+    shell:
+        "pipeline raw-spectra --config {input.config:q} --threads {threads} --output {output.spectral:q} 2> {log:q}"
+
+
+rule tables:
+    """One tidy table a stage, over every cell and baseline."""
+    input:
+        expand(
+            "{results}/pretrain/{cell}/{file}",
+            results=RESULTS,
+            cell=cell_paths(grid.all_cells(study)),
+            file=["summary.json", "history.parquet"],
+        ),
+        evaluated("{results}/probe/{cell}/probe.parquet"),
+        evaluated("{results}/benchmark/{cell}/benchmark.parquet"),
+        evaluated("{results}/benchmark/{cell}/scores.parquet"),
+        evaluated("{results}/spectral/{cell}/spectral.parquet"),
+        evaluated("{results}/spectral/{cell}/spectra.parquet"),
+        rules.baselines.output,
+        rules.raw_spectra.output,
+        config=ancient(CONFIG),
+    output:
+        tables=expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=TABLES),
+    log:
+        f"{RESULTS}/logs/tables.log",
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        folder=lambda wildcards, output: Path(output.tables[0]).parent,
+        version=stage_version("tables"),
+        settings=stage_settings(study, "tables"),
+    shell:
+        "pipeline tables --config {input.config:q} --output {params.folder:q} 2> {log:q}"
+
+
+rule scaling:
+    """Fit the scaling laws and the N x T surface to the table of cells."""
+    input:
+        config=ancient(CONFIG),
+        pretrain=f"{RESULTS}/tables/pretrain.parquet",
+    output:
+        scaling=f"{RESULTS}/tables/scaling.parquet",
+    log:
+        f"{RESULTS}/logs/scaling.log",
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        version=stage_version("scaling"),
+        settings=stage_settings(study, "scaling"),
+    shell:
+        "pipeline scaling --config {input.config:q} --input {input.pretrain:q} --output {output.scaling:q} 2> {log:q}"
