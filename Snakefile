@@ -24,6 +24,11 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
 
 
+onstart:
+    # Jobs read this copy, defaults written out: an edit of the configuration meanwhile changes nothing under way.
+    write_text(CONFIG, dump_study(study))
+
+
 localrules:
     all,
     shards,

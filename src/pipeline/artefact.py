@@ -84,7 +84,7 @@ def digest(value: Any) -> str:
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file, read in pieces of 1 MiB."""
     checksum = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         while piece := stream.read(1 << 20):
             checksum.update(piece)
     return checksum.hexdigest()

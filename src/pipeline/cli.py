@@ -132,9 +132,10 @@ def _people(arguments: Arguments) -> None:
 def _shards(arguments: Arguments) -> None:
     from pipeline.bold.ingest import shard_batch
 
-    study, _ = _study(arguments)
+    study, layout = _study(arguments)
     name = _dataset(study, arguments.dataset)
-    shard_batch(study, name, int(arguments.batch), arguments.people, arguments.template.parent, arguments.output)
+    batch, template = int(arguments.batch), arguments.template.parent
+    shard_batch(study, name, batch, layout.people(name), template, arguments.output, arguments.workers)
 
 
 def _manifest(arguments: Arguments) -> None:
@@ -257,7 +258,7 @@ def _raw_spectra(arguments: Arguments) -> None:
 
 
 def _tables(arguments: Arguments) -> None:
-    from pipeline.evaluate.stage import collect_tables
+    from pipeline.tables import collect_tables
 
     study, _ = _study(arguments)
     collect_tables(study, arguments.output)
@@ -313,8 +314,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="stages", dest="name", required=True, metavar="STAGE")
-    config = verbs.add_parser("config", help="check, show, freeze a configuration, or print its schema")
-    config.add_argument("action", choices=["check", "show", "schema", "freeze"])
+    config = verbs.add_parser("config", help="check or show a configuration, or print its schema")
+    config.add_argument("action", choices=["check", "show", "schema"])
     _path(config, "--config", Path("config/config.yaml"), "the study's YAML (default: %(default)s)")
     config.add_argument("--override", default="{}", metavar="JSON", help="values laid over the file, as a JSON object")
     _path(config, "--output", None, "write there instead of to standard output")
@@ -369,14 +370,11 @@ def _path(parser: argparse.ArgumentParser, flag: str, default: Path | None, summ
     parser.add_argument(flag, type=Path, default=default, metavar="FILE", help=summary)
 
 
-def _people_batch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", required=True, metavar="NUMBER", help="which batch, from 0")
-    parser.add_argument("--people", type=Path, required=True, metavar="FILE", help="people.json of the data set")
-
-
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "dataset": lambda parser: parser.add_argument("--dataset", required=True, metavar="NAME", help="which data set"),
-    "batch": _people_batch,
+    "batch": lambda parser: parser.add_argument(
+        "--batch", required=True, metavar="NUMBER", help="which batch of people, from 0"
+    ),
     "template": lambda parser: parser.add_argument(
         "--template", type=Path, required=True, metavar="FILE", help="template.json of the study"
     ),

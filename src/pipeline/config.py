@@ -67,7 +67,7 @@ class Phenotype(Strict):
 
     column: str = Field(description="Column of participants.tsv")
     positive: tuple[str, ...] = Field(description="Values that mean 1")
-    negative: tuple[str, ...] = Field(description="Values that mean 0; any other value is a missing label")
+    negative: tuple[str, ...] = Field(description="Values that mean 0; n/a is missing, any other value is refused")
 
 
 class Simulation(Strict):

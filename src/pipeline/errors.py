@@ -19,6 +19,10 @@ class InputError(ValueError):
         self.where, self.found, self.expected, self.hint = str(where), found, expected, hint
         super().__init__(f"{where}: found {found}; expected {expected}. {hint}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, ...]]:
+        """Come back from a worker process as it was raised; exceptions are pickled as their message alone."""
+        return type(self), (self.where, self.found, self.expected, self.hint)
+
 
 class Unfinished(Exception):
     """Work was interrupted at a point from which the same command resumes it."""

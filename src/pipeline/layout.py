@@ -45,7 +45,7 @@ class Layout:
         return self.tables / f"{stage}.parquet"
 
     def people(self, dataset: str) -> Path:
-        """Folder of people.json and participants.tsv."""
+        """Folder of participants.tsv and of the membership."""
         return self.root / "people" / dataset
 
     def participants(self, role: Role) -> dict[str, Path]:

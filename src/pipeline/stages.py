@@ -58,9 +58,8 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
     if cell is not None:
         return _cell_settings(study, stage, cell)
     whole: dict[str, Any] = {
-        "config": study,
         "template": study.template,
-        "split": [study.seed, _people_settings(study), study.pretrain.validation_people],
+        "split": [study.seed, _people_settings(study), sorted({cell.draw for cell in all_cells(study)})],
         "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate],
         "baselines": [study.evaluate, study.seed, _label_settings(study)],
         "spectral": [study.spectral, study.seed, _roles(study)],

@@ -13,9 +13,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.artefact import read_json, read_table, write_table
+from pipeline.artefact import code_version, read_json, read_table, write_table
+from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.grid import Cell
+from pipeline.grid import Cell, all_cells, cell_datasets, evaluated_cells
+from pipeline.layout import Layout
+from pipeline.stages import VERSIONS
 
 NONE = -1  # `subjects`, `frames`, `draw`, `seed`, `fold` where a row has none
 
@@ -31,7 +34,7 @@ def _schema(*groups: str) -> pa.Schema:
     return pa.schema(fields)
 
 
-# Who made a row: `system` is a slug ("swift_v1", "connectome_logistic", "raw"); architecture and size are "" outside the grid.
+# Who made a row: `system` is a slug ("swift_v1", "connectome_logistic", "raw"); architecture is "" outside the grid.
 _CELL = ("str: system architecture size", "int: subjects frames draw seed", "str: variant")
 _INTERVAL = "float: value? low? high?"
 
@@ -52,7 +55,8 @@ PRETRAIN_SCHEMA = _schema(
     "int: parameters",
     "float: flops_per_clip train_flops",
     "int: steps tokens unique_frames",
-    "float: learning_rate first_loss? train_loss? val_loss? val_loss_low? val_loss_high? val_r2? val_r2_low? val_r2_high?",
+    "float: learning_rate first_loss? train_loss? val_loss? val_loss_low? val_loss_high?",
+    "float: val_r2? val_r2_low? val_r2_high?",
     "float: effective_rank? seconds peak_memory_mb",
     "int: n_validation_people",
     "str: people_hash cell_hash",
@@ -64,7 +68,7 @@ HISTORY_SCHEMA = _schema(*_CELL, "int: step tokens", "float: loss? learning_rate
 # Mean power over people at one frequency; low and high are the interval over people, n the people.
 SPECTRA_SCHEMA = _schema(*_CELL, "str: dataset", "float: frequency_hz power? low? high?", "int: n", "bool: simulated")
 
-# One number of one fit: fit ("loss_parameters", "surface", ...), x (the axis it runs over), statistic ("exponent", ...).
+# One number of one fit: fit ("surface", ...), x (the axis that it runs over), statistic ("exponent", ...).
 SCALING_SCHEMA = _schema("str: fit architecture x statistic", _INTERVAL, "int: n", "str: note")
 
 CLAIMS_SCHEMA = _schema(
@@ -114,20 +118,49 @@ def collect(paths: Iterable[str | Path], schema: pa.Schema, output: str | Path, 
     write_table(output, pd.concat(filled, ignore_index=True) if filled else _empty(schema), schema, record)
 
 
-def collect_summaries(
-    paths: Iterable[str | Path], output: str | Path, simulated: bool, record: dict[str, Any] | None = None
-) -> None:
-    """One row of PRETRAIN_SCHEMA a `summary.json`; `simulated` says whether any of the people trained on is."""
+def collect_summaries(study: Study, output: str | Path, record: dict[str, Any] | None = None) -> None:
+    """One row of PRETRAIN_SCHEMA a cell of the study, from its `summary.json`.
+
+    Raises
+    ------
+    InputError : a summary is missing, damaged, or lacks a field.
+    """
     rows = []
-    for path in paths:
-        summary = {"system": "", "simulated": simulated, **read_json(path)}
-        summary["system"] = summary["system"] or summary.get("architecture")
+    for cell in all_cells(study):
+        path = Layout(study).cell("pretrain", cell) / "summary.json"
+        summary = {**read_json(path), **cell_columns(cell)}
+        summary["simulated"] = any(study.datasets[name].simulated for name in cell_datasets(study, cell))
         missing = [field.name for field in PRETRAIN_SCHEMA if not field.nullable and summary.get(field.name) is None]
         if missing:
-            raise InputError(path, f"no {', '.join(missing)}", "a complete summary", "Run `pipeline pretrain` again.")
+            hint = "Delete it and run `pipeline pretrain` again."
+            raise InputError(path, f"no {', '.join(missing)}", "a complete summary", hint)
         rows.append({name: summary.get(name) for name in PRETRAIN_SCHEMA.names})
-    frame = pd.DataFrame(rows, columns=PRETRAIN_SCHEMA.names) if rows else _empty(PRETRAIN_SCHEMA)
-    write_table(output, frame, PRETRAIN_SCHEMA, record)
+    write_table(output, pd.DataFrame(rows, columns=PRETRAIN_SCHEMA.names), PRETRAIN_SCHEMA, record)
+
+
+def collect_tables(study: Study, folder: str | Path) -> None:
+    """The tidy table of every stage, from the small tables of its cells and of what stands beside them.
+
+    A cell's spectra and scores lie with its spectral and benchmark results.
+    """
+    layout, cells, folder = Layout(study), evaluated_cells(study), Path(folder)
+    record = {"stage": "tables", "stage_version": VERSIONS["tables"], "code": code_version()}
+    collect_summaries(study, folder / "pretrain.parquet", record)
+    history = [layout.cell("pretrain", cell) / "history.parquet" for cell in all_cells(study)]
+    collect(history, HISTORY_SCHEMA, folder / "history.parquet", record)
+    for table, (stage, beside, schema) in EVALUATED.items():
+        parts = [layout.root / stage / beside, *(layout.cell(stage, cell) for cell in cells)]
+        collect([part / f"{table}.parquet" for part in parts], schema, folder / f"{table}.parquet", record)
+
+
+# Table -> the stage that writes it, what stands beside the cells there, and the schema.
+EVALUATED = {
+    "probe": ("probe", "baselines", RESULT_SCHEMA),
+    "benchmark": ("benchmark", "baselines", RESULT_SCHEMA),
+    "scores": ("benchmark", "baselines", SCORES_SCHEMA),
+    "spectral": ("spectral", "raw", RESULT_SCHEMA),
+    "spectra": ("spectral", "raw", SPECTRA_SCHEMA),
+}
 
 
 def _checked(frame: pd.DataFrame, schema: pa.Schema, path: str | Path) -> pd.DataFrame:

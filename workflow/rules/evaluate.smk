@@ -8,7 +8,6 @@ rule evaluate:
         manifests("evaluate"),
         manifests("spectra"),
         participants("evaluate"),
-        config=ancient(CONFIG),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,
         draws=rules.split.output.draws,
@@ -32,7 +31,7 @@ rule evaluate:
         version=stage_version("probe", "benchmark", "spectral"),
         settings=of_cell("evaluate"),
     shell:
-        "pipeline evaluate --config {input.config:q} --cell {wildcards.cell:q} --threads {threads}"
+        "pipeline evaluate --config {CONFIG:q} --cell {wildcards.cell:q} --threads {threads}"
         " --output {output.probe:q} 2> {log:q}"
 
 
@@ -41,7 +40,6 @@ rule baselines:
     input:
         manifests("evaluate"),
         participants("evaluate"),
-        config=ancient(CONFIG),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,
     output:
@@ -57,7 +55,7 @@ rule baselines:
         version=stage_version("probe", "benchmark"),
         settings=stage_settings(study, "baselines"),
     shell:
-        "pipeline baselines --config {input.config:q} --threads {threads} --output {output.probe:q} 2> {log:q}"
+        "pipeline baselines --config {CONFIG:q} --threads {threads} --output {output.probe:q} 2> {log:q}"
 
 
 rule raw_spectra:
@@ -65,7 +63,6 @@ rule raw_spectra:
     input:
         manifests("evaluate"),
         manifests("spectra"),
-        config=ancient(CONFIG),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,
     output:
@@ -80,7 +77,7 @@ rule raw_spectra:
         version=stage_version("spectral"),
         settings=stage_settings(study, "spectral"),
     shell:
-        "pipeline raw-spectra --config {input.config:q} --threads {threads} --output {output.spectral:q} 2> {log:q}"
+        "pipeline raw-spectra --config {CONFIG:q} --threads {threads} --output {output.spectral:q} 2> {log:q}"
 
 
 rule tables:
@@ -99,7 +96,6 @@ rule tables:
         evaluated("{results}/spectral/{cell}/spectra.parquet"),
         rules.baselines.output,
         rules.raw_spectra.output,
-        config=ancient(CONFIG),
     output:
         tables=expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=TABLES),
     log:
@@ -111,13 +107,12 @@ rule tables:
         version=stage_version("tables"),
         settings=stage_settings(study, "tables"),
     shell:
-        "pipeline tables --config {input.config:q} --output {params.folder:q} 2> {log:q}"
+        "pipeline tables --config {CONFIG:q} --output {params.folder:q} 2> {log:q}"
 
 
 rule scaling:
     """Fit the scaling laws and the N x T surface to the table of cells."""
     input:
-        config=ancient(CONFIG),
         pretrain=f"{RESULTS}/tables/pretrain.parquet",
     output:
         scaling=f"{RESULTS}/tables/scaling.parquet",
@@ -129,4 +124,4 @@ rule scaling:
         version=stage_version("scaling"),
         settings=stage_settings(study, "scaling"),
     shell:
-        "pipeline scaling --config {input.config:q} --input {input.pretrain:q} --output {output.scaling:q} 2> {log:q}"
+        "pipeline scaling --config {CONFIG:q} --input {input.pretrain:q} --output {output.scaling:q} 2> {log:q}"

@@ -5,7 +5,6 @@ rule claims:
     """Decide every claim from the tables: supported, refuted or inconclusive."""
     input:
         FIGURE_TABLES,
-        config=ancient(CONFIG),
         claims=study.claims,
     output:
         claims=f"{RESULTS}/tables/claims.parquet",
@@ -17,14 +16,13 @@ rule claims:
         version=stage_version("claims"),
         settings=stage_settings(study, "claims"),
     shell:
-        "pipeline claims --config {input.config:q} --input {input.claims:q} --output {output.claims:q} 2> {log:q}"
+        "pipeline claims --config {CONFIG:q} --input {input.claims:q} --output {output.claims:q} 2> {log:q}"
 
 
 rule truths:
     """Hold what was found against what was planted in the simulated cohort."""
     input:
         FIGURE_TABLES,
-        config=ancient(CONFIG),
     output:
         truths=f"{RESULTS}/tables/truths.parquet",
     log:
@@ -35,7 +33,7 @@ rule truths:
         version=stage_version("truths"),
         settings=stage_settings(study, "truths"),
     shell:
-        "pipeline truths --config {input.config:q} --output {output.truths:q} 2> {log:q}"
+        "pipeline truths --config {CONFIG:q} --output {output.truths:q} 2> {log:q}"
 
 
 rule figure:
@@ -43,7 +41,6 @@ rule figure:
     input:
         FIGURE_TABLES,
         TRUTHS,
-        config=ancient(CONFIG),
     output:
         png=f"{RESULTS}/figures/figure{{number}}.png",
         pdf=f"{RESULTS}/figures/figure{{number}}.pdf",
@@ -57,7 +54,7 @@ rule figure:
         version=stage_version("figures"),
         settings=stage_settings(study, "figures"),
     shell:
-        "pipeline figure --config {input.config:q} --number {wildcards.number} --output {output.png:q} 2> {log:q}"
+        "pipeline figure --config {CONFIG:q} --number {wildcards.number} --output {output.png:q} 2> {log:q}"
 
 
 rule html_report:
@@ -77,7 +74,6 @@ rule html_report:
             dataset=study.datasets,
         ),
         rules.claims.output.claims,
-        config=ancient(CONFIG),
     output:
         report=f"{RESULTS}/report.html",
     log:
@@ -88,4 +84,4 @@ rule html_report:
         version=stage_version("report"),
         settings=stage_settings(study, "report"),
     shell:
-        "pipeline report --config {input.config:q} --output {output.report:q} 2> {log:q}"
+        "pipeline report --config {CONFIG:q} --output {output.report:q} 2> {log:q}"

@@ -10,7 +10,6 @@ rule learning_rate:
     """Choose an architecture's learning rate by the sweep's held-out loss."""
     input:
         sweep_of,
-        config=ancient(CONFIG),
     output:
         rate=f"{RESULTS}/learning_rate/{{architecture}}/lr.json",
     log:
@@ -21,7 +20,7 @@ rule learning_rate:
         version=stage_version("learning_rate"),
         settings=stage_settings(study, "learning_rate"),
     shell:
-        "pipeline learning-rate --config {input.config:q} --architecture {wildcards.architecture:q}"
+        "pipeline learning-rate --config {CONFIG:q} --architecture {wildcards.architecture:q}"
         " --output {output.rate:q} 2> {log:q}"
 
 
@@ -30,7 +29,6 @@ rule pretrain:
     input:
         manifests("pretrain"),
         learning_rate_of,
-        config=ancient(CONFIG),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,
         draws=rules.split.output.draws,
@@ -52,5 +50,5 @@ rule pretrain:
         version=stage_version("pretrain"),
         settings=of_cell("pretrain"),
     shell:
-        "pipeline pretrain --config {input.config:q} --cell {wildcards.cell:q} --threads {threads}"
+        "pipeline pretrain --config {CONFIG:q} --cell {wildcards.cell:q} --threads {threads}"
         " --output {output.summary:q} 2> {log:q}"

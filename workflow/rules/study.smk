@@ -3,11 +3,11 @@
 # The configuration is config/config.yaml, or what --configfile names (later files over earlier ones); --config is laid
 # over it. What depends on it is passed to each rule as a digest, so that one changed line reruns only its dependents.
 
-import json
 from pathlib import Path
 
 from pipeline import grid
-from pipeline.config import load_study, merge, read_yaml
+from pipeline.artefact import write_text
+from pipeline.config import dump_study, load_study, merge, read_yaml
 from pipeline.errors import InputError
 from pipeline.stages import stage_settings, stage_version
 
@@ -23,12 +23,12 @@ def load_configuration():
         for path in CONFIG_FILES[1:]:
             over = merge(over, read_yaml(path))
         over = merge(over, workflow.config_settings.config or {})
-        return load_study(CONFIG_FILES[0], over), over
+        return load_study(CONFIG_FILES[0], over)
     except InputError as error:
         raise WorkflowError(f"pipeline: {error}") from None
 
 
-study, OVERRIDES = load_configuration()
+study = load_configuration()
 RESULTS = f"results/{study.name}"
 CONFIG = f"{RESULTS}/config.yaml"
 
@@ -70,19 +70,21 @@ def participants(role):
     return [f"{RESULTS}/people/{name}/participants.tsv" for name in study.with_role(role)]
 
 
-def source_of(wildcards):
-    """What a data set is read from, as far as the workflow knows it: made, fetched, or the user's table of people."""
+def made_data(wildcards):
+    """The marker of a data set that the workflow makes or gets itself."""
     dataset = study.datasets[wildcards.dataset]
-    if dataset.simulation:
-        return f"{RESULTS}/data/{wildcards.dataset}.simulated.json"
-    if dataset.packaged:
-        return f"{RESULTS}/data/{wildcards.dataset}.fetched.json"
+    made = "simulated" if dataset.simulation else "fetched" if dataset.packaged else None
+    return [f"{RESULTS}/data/{wildcards.dataset}.{made}.json"] if made else []
+
+
+def participants_table(wildcards):
+    """The user's table of people, where it is already there: a plan needs no data."""
     try:
         table = study.data_path(wildcards.dataset) / "participants.tsv"
     except InputError:
-        # A variable that is not set: the plan needs no data, and the job will say what is missing.
+        # A variable that is not set; the job will say what is missing.
         return []
-    return [str(table)] if table.is_file() else []
+    return [str(table)] if table.is_file() and not made_data(wildcards) else []
 
 
 def batches_of(wildcards):

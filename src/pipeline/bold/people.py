@@ -1,0 +1,242 @@
+"""Who is in the study: normalised participants, batches of people, the evaluation set and the draws.
+
+Everything is decided before any model exists, from hashes and seeds, and a later addition never moves anybody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import artefact
+from pipeline.bold.inputs import read_participants, require_columns
+from pipeline.config import Phenotype, Study
+from pipeline.errors import InputError, nearest
+from pipeline.grid import all_cells
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = "n/a"  # how BIDS writes a value that is known to be missing
+
+
+def write_people(study: Study, dataset: str, folder: Path) -> None:
+    """Write the normalised `participants.tsv` of the people who are in (`membership`) into `folder`.
+
+    Raises
+    ------
+    InputError : as `membership`; a column is missing, a label has no known value.
+    """
+    source = study.data_path(dataset) / "participants.tsv"
+    members = membership(study, dataset, folder)
+    table = read_participants(study, dataset).set_index("subject").loc[members]
+    artefact.write_text(
+        Path(folder) / "participants.tsv", _normalised(study, dataset, table, source).to_csv(sep="\t", index=False)
+    )
+
+
+def membership(study: Study, dataset: str, folder: Path) -> list[str]:
+    """Who is in a data set, in the order in which batches are cut.
+
+    Settled by the first job that asks and append-only: `state/membership.json` in `folder` outlives reruns and keeps
+    the order of the people already in, so that a longer participants table adds batches and changes none but the last.
+    Jobs that ask at once find the same answer and write the same file.
+
+    Raises
+    ------
+    InputError : fewer people than declared, or a person has gone.
+    """
+    settings, state = study.datasets[dataset], Path(folder) / "state" / "membership.json"
+    source = study.data_path(dataset) / "participants.tsv"
+    subjects = list(read_participants(study, dataset)["subject"])
+    if len(subjects) < settings.people:
+        hint = f"Correct datasets.{dataset}.people, or complete the table."
+        raise InputError(source, f"{len(subjects)} people", f"at least the {settings.people} declared", hint)
+    known = artefact.read_json(state) if state.is_file() else []
+    members = _members(known, subjects, settings.people, source)
+    if len(members) > len(known):
+        artefact.write_json(state, members)
+    return members
+
+
+def _members(known: Sequence[str], subjects: Sequence[str], people: int, source: Path) -> list[str]:
+    """Members so far in their order, then new people in the order of the table, `people` in all."""
+    gone = sorted(set(known[:people]) - set(subjects))
+    if gone:
+        hint = "Put the row back, or delete the state/ folder of the people stage to form the batches anew."
+        raise InputError(source, f"no participant '{gone[0]}'", "everybody who is already a member", hint)
+    joined = set(known)
+    return [*known, *(subject for subject in subjects if subject not in joined)][:people]
+
+
+def _normalised(study: Study, dataset: str, table: pd.DataFrame, source: Path) -> pd.DataFrame:
+    """subject, family, site, age, one column of 0/1/empty a label, and the confounds."""
+    import pandas as pd
+
+    settings = study.datasets[dataset]
+    named = [column for column in (settings.family_column, settings.site_column) if column]
+    coded = [phenotype.column for phenotype in settings.labels.values()]
+    require_columns(table, [*named, *coded, *settings.confounds], source)
+    people = pd.DataFrame({"subject": table.index}, index=table.index)
+    people["family"] = table[settings.family_column] if settings.family_column else people["subject"]
+    people["site"] = table[settings.site_column] if settings.site_column else ""
+    people["age"] = table["age"].replace(MISSING, "") if "age" in table else ""
+    for task, phenotype in settings.labels.items():
+        people[task] = _coded(table[phenotype.column], task, phenotype, "evaluate" in settings.roles, source)
+    for column in settings.confounds:
+        if column not in people:
+            people[column] = table[column].replace(MISSING, "")
+    alone = people["family"].isin(["", MISSING])
+    people["family"] = people["family"].mask(alone, people["subject"])
+    return people
+
+
+def _coded(values: pd.Series[str], task: str, phenotype: Phenotype, required: bool, source: Path) -> pd.Series[str]:
+    """1, 0 or empty; a value that is neither coded nor `n/a` is refused where labels are required."""
+    codes = dict.fromkeys(phenotype.negative, "0") | dict.fromkeys(phenotype.positive, "1")
+    unknown = values[~values.isin([*codes, MISSING])]
+    if required and len(unknown):
+        where = f"{source}: participant '{unknown.index[0]}', column '{phenotype.column}'"
+        hint = f"Write {MISSING} if it is missing, or add the value to labels.{task}.positive or .negative."
+        found = f"'{unknown.iloc[0]}'" if unknown.iloc[0] else "no label"
+        raise InputError(where, found, f"one of {', '.join(codes)} or {MISSING}", hint)
+    return values.map(codes).fillna("")
+
+
+def read_people(path: Path) -> pd.DataFrame:
+    """A normalised participants.tsv: text for subject, family and site, numbers (NaN where empty) elsewhere."""
+    import pandas as pd
+
+    if not Path(path).is_file():
+        raise InputError(path, "no such file", "a normalised participants table", "Run `pipeline people` first.")
+    text = {"subject": str, "family": str, "site": str}
+    return pd.read_csv(path, sep="\t", dtype=text).fillna({"site": ""})
+
+
+def write_split(
+    study: Study,
+    participants: Mapping[str, Path],
+    manifests: Mapping[str, Path],
+    evaluation_set: Path,
+    draws: Path,
+) -> None:
+    """Fix who is evaluated, by family, and the nested orders in which the others are pretrained on.
+
+    `participants` and `manifests` hold the files of each data set. The evaluation set rests on the participants
+    alone; the draws hold the pretraining people who are in no evaluated family and have a usable run.
+    """
+    tables = {name: read_people(path) for name, path in participants.items()}
+    chosen = {name: _evaluation_people(study, name, tables[name]) for name in study.with_role("evaluate")}
+    artefact.write_json(evaluation_set, {"people": chosen, "hash": artefact.digest(chosen)})
+    pools = [_pool(name, tables[name], manifests[name], chosen.get(name, [])) for name in study.with_role("pretrain")]
+    people = {key: row for pool in pools for key, row in pool.items()}
+    numbers = sorted({cell.draw for cell in all_cells(study)})
+    artefact.write_json(draws, {str(number): _balanced_order(people, study.seed, number) for number in numbers})
+
+
+def _evaluation_people(study: Study, dataset: str, table: pd.DataFrame) -> list[str]:
+    """Whole families in the order of their hashes, as many people as asked for, or the most below that."""
+
+    def rank(family: str) -> str:
+        return hashlib.sha256(f"{study.seed}/{dataset}/{family}".encode()).hexdigest()
+
+    members: dict[str, list[str]] = defaultdict(list)
+    for subject, family in zip(table["subject"], table["family"], strict=True):
+        members[family].append(subject)
+    families = sorted(members, key=rank)
+    kept = fill_exactly([len(members[family]) for family in families], study.datasets[dataset].evaluation_people)
+    return sorted(subject for index in kept for subject in members[families[index]])
+
+
+def fill_exactly(sizes: Sequence[int], target: int) -> list[int]:
+    """Indices, the earliest first, whose sizes add up to `target`, or to the largest sum below it.
+
+    Bit k of `reachable[i]` says whether sizes from i on can make the sum k; an index is taken whenever the rest can
+    still complete the sum.
+    """
+    limit = (1 << (target + 1)) - 1
+    reachable = [1]
+    for size in reversed(sizes):
+        reachable.append((reachable[-1] | reachable[-1] << size) & limit)
+    reachable.reverse()
+    left, kept = reachable[0].bit_length() - 1, []
+    for index, size in enumerate(sizes):
+        if size <= left and reachable[index + 1] >> (left - size) & 1:
+            kept.append(index)
+            left -= size
+    return kept
+
+
+def _pool(dataset: str, table: pd.DataFrame, manifest: Path, evaluated: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`dataset/subject` -> what draws are balanced on, of those who may be pretrained on."""
+    displacement: dict[str, list[float]] = defaultdict(list)
+    for entry in artefact.read_json(manifest)["runs"]:
+        displacement[entry["subject"]].append(np.nan if entry["mean_fd_mm"] is None else entry["mean_fd_mm"])
+    families = set(table["family"][table["subject"].isin(evaluated)])
+    free = table[table["subject"].isin(displacement) & ~table["family"].isin(families)]
+    return {
+        f"{dataset}/{row['subject']}": {
+            "dataset": dataset,
+            "sex": row.get("sex", np.nan),
+            "age": row["age"],
+            "mean_fd_mm": float(np.mean(displacement[row["subject"]])),
+        }
+        for row in free.to_dict("records")
+    }
+
+
+def _balanced_order(people: Mapping[str, Mapping[str, Any]], seed: int, draw: int) -> list[str]:
+    """An order of all people of which every prefix mirrors the whole in data set, sex, age and motion.
+
+    People are shuffled inside strata (age and motion halved at the median), and the next one comes from the stratum
+    that keeps the prefix's margins nearest to the whole's: minimisation, Pocock and Simon (1975), ties at random.
+    """
+    if not people:
+        return []
+    rng = np.random.default_rng([seed, draw])
+    names = sorted(people)
+    levels_NL = _levels([people[name] for name in names])
+    strata_SL, stratum_N = np.unique(levels_NL, axis=0, return_inverse=True)
+    queues = [list(rng.permutation(np.flatnonzero(stratum_N.ravel() == stratum))) for stratum in range(len(strata_SL))]
+    share_L, count_L, order = levels_NL.mean(axis=0), np.zeros(levels_NL.shape[1]), []
+    for position in range(1, len(names) + 1):
+        cost_S = np.sum((count_L + strata_SL - position * share_L) ** 2, axis=1) + 1e-9 * rng.random(len(queues))
+        cost_S[[not queue for queue in queues]] = np.inf
+        stratum = int(cost_S.argmin())
+        count_L += strata_SL[stratum]
+        order.append(names[queues[stratum].pop()])
+    return order
+
+
+def _levels(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """One column of 0/1 for each level of each factor, (people, levels)."""
+    columns = []
+    for factor in ("dataset", "sex", "age", "mean_fd_mm"):
+        values = np.array([row[factor] for row in rows])
+        if factor in ("age", "mean_fd_mm") and np.isfinite(values).any():
+            values = np.where(np.isfinite(values), values > np.nanmedian(values), np.nan)
+        text = values.astype(str)
+        columns += [text == level for level in np.unique(text)]
+    return np.stack(columns, axis=1).astype(float)
+
+
+def cell_people(draws: Path, draw: int, people: int) -> list[str]:
+    """The first `people` of a draw, as `dataset/subject`; more people contain fewer.
+
+    Raises
+    ------
+    InputError : no such draw, or fewer people than asked for.
+    """
+    orders = artefact.read_json(draws)
+    if str(draw) not in orders:
+        raise InputError(draws, f"no draw {draw}", "a draw of the grid", nearest(str(draw), orders))
+    order = orders[str(draw)]
+    if people > len(order):
+        hint = "Lower N in the grid, or look for quarantined runs in the shards' manifest."
+        raise InputError(draws, f"{len(order)} people to pretrain on", f"at least N = {people}", hint)
+    return list(order[:people])

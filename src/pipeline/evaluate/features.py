@@ -1,0 +1,82 @@
+"""Features of runs under a frozen encoder: every clip is encoded once, and means of clips stand for runs.
+
+Axes: K clips of a run, T frames of a clip, V in-mask voxels, D channels, R runs. The input is the shard's signal,
+z-scored per voxel over the run, as in pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.bold.shards import Shard
+from pipeline.bold.template import Template
+from pipeline.errors import InputError
+from pipeline.models.voxels import scatter_voxels
+
+
+class RunFeatures(NamedTuple):
+    """What stands for each run: over its whole length, and over the first frames alone (for identity)."""
+
+    full_RD: np.ndarray
+    short_RD: np.ndarray
+
+
+def encode_runs(
+    encoder: nn.Module,
+    shards: Iterable[Shard],
+    template: Template,
+    context: int,
+    batch: int = 8,
+    frames: int | None = None,
+    shuffle: np.random.Generator | None = None,
+) -> list[np.ndarray]:
+    """(K, D) features of each run's clips, means over tokens.
+
+    Parameters
+    ----------
+    encoder : clip (B, 1, X, Y, Z, T) to features (B, D, x, y, z, t).
+    context : frames a clip; clips follow each other without overlap from the run's start, a rest is dropped.
+    batch : clips encoded at once; memory holds one run and one batch.
+    frames : use only this many first frames of a run.
+    shuffle : the time-shuffled control: frames of each run in random order.
+
+    Raises
+    ------
+    InputError : a run is shorter than one clip.
+    """
+    device = next(encoder.parameters()).device
+    index_V = torch.from_numpy(template.voxel_index_V).to(device)
+    encoder.eval()
+    runs = []
+    for shard in shards:
+        bold_TV = shard.read(0, frames)
+        if len(bold_TV) < context:
+            hint = "Raise shards.min_frames to at least pretrain.context_frames."
+            raise InputError(shard.folder, f"{len(bold_TV)} frames", f"at least one clip of {context}", hint)
+        if shuffle is not None:
+            bold_TV = bold_TV[shuffle.permutation(len(bold_TV))]
+        clips = len(bold_TV) // context
+        clips_KTV = torch.from_numpy(bold_TV[: clips * context]).view(clips, context, -1)
+        runs.append(
+            np.concatenate([_encode(encoder, part, index_V, template) for part in torch.split(clips_KTV, batch)])
+        )
+    return runs
+
+
+@torch.inference_mode()
+def _encode(encoder: nn.Module, clips_BTV: Tensor, index_V: Tensor, template: Template) -> np.ndarray:
+    clips_B1XYZT = scatter_voxels(clips_BTV.to(index_V.device), index_V, template.shape)
+    features_BDxyzt: Tensor = encoder(clips_B1XYZT)
+    return np.asarray(features_BDxyzt.flatten(2).mean(-1).float().cpu(), dtype=float)
+
+
+def pool(clips: Sequence[np.ndarray], context: int, short_frames: int) -> RunFeatures:
+    """Means over all clips of each run, and over those inside its first `short_frames` (at least one)."""
+    short = max(1, short_frames // context)
+    full_RD = np.array([clips_KD.mean(0) for clips_KD in clips])
+    return RunFeatures(full_RD, np.array([clips_KD[:short].mean(0) for clips_KD in clips]))

@@ -1,0 +1,100 @@
+"""Who is trained on and who is tested: stratified by label, families never divided, the same for every system.
+
+Axes: N people, S splits. Everything here is a function of the labels, the families and a seed, never of features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.artefact import digest
+from pipeline.errors import InputError
+
+TEST, VALIDATION, TRAIN = 0, 1, 2
+MIN_CLASS = 5  # people a class, below which 70:15:15 leaves no test part with both classes
+
+
+def seeded(*key: Any) -> np.random.Generator:
+    """Random numbers that depend on the JSON-able `key` and on nothing else."""
+    return np.random.default_rng(int(digest(list(key)), 16))
+
+
+def partition(
+    labels_N: np.ndarray, families_N: np.ndarray, shares: Sequence[float], rng: np.random.Generator
+) -> np.ndarray:
+    """(N,) part of each person; every class is divided by `shares`, and a family lies in one part.
+
+    Families come in random order, the large ones first; each goes where its classes are missing most.
+    """
+    label_N = np.asarray(labels_N, dtype=int)
+    family_N = np.unique(families_N, return_inverse=True)[1].ravel()
+    counts_F2 = np.zeros((family_N.max() + 1, 2), dtype=int)
+    np.add.at(counts_F2, (family_N, label_N), 1)
+    needed = [[share * (label_N == label).sum() for label in (0, 1)] for share in shares]
+    shuffled = rng.permutation(len(counts_F2))
+    part_F = np.empty(len(counts_F2), dtype=int)
+    for family in shuffled[np.argsort(-counts_F2[shuffled].sum(1), kind="stable")]:
+        negative, positive = counts_F2[family].tolist()
+        gains = [need[0] * negative + need[1] * positive for need in needed]
+        part_F[family] = part = gains.index(max(gains))
+        needed[part][0] -= negative
+        needed[part][1] -= positive
+    return np.asarray(part_F[family_N])
+
+
+def draw_splits(
+    labels_N: np.ndarray,
+    families_N: np.ndarray,
+    splits: int,
+    test: float,
+    validation: float,
+    rng: np.random.Generator,
+    where: str = "labels",
+) -> np.ndarray:
+    """(S, N) part of each person in each split: TEST, VALIDATION or TRAIN.
+
+    Raises
+    ------
+    InputError : a class has too few people, or families so large that a part is left without one of the classes.
+    """
+    labels_N = np.asarray(labels_N, dtype=int)
+    sizes = [int((labels_N == label).sum()) for label in (0, 1)]
+    if min(sizes) < MIN_CLASS:
+        found, hint = f"{sizes[1]} positive and {sizes[0]} negative people", "Add people, or drop this label."
+        raise InputError(where, found, f"at least {MIN_CLASS} of each among evaluation people", hint)
+    shares = (test, validation, 1 - test - validation)
+    parts_SN = np.array([partition(labels_N, families_N, shares, rng) for _ in range(splits)])
+    for part in (TEST, TRAIN):
+        for label in (0, 1):
+            if not ((parts_SN == part) & (labels_N == label)).any(1).all():
+                found = "a split without one of the classes"
+                hint = "People of a class are too few, or families too large, for evaluate.test."
+                raise InputError(where, found, "both classes in train and test", hint)
+    return parts_SN
+
+
+def draw_shots(
+    labels_N: np.ndarray, families_N: np.ndarray, shots: int, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(draws, N) TRAIN for `shots` people a class, TEST for people of other families, VALIDATION for their kin.
+
+    Raises
+    ------
+    ValueError : fewer than `shots` + 1 families have a person of each class.
+    """
+    parts = []
+    for _ in range(draws):
+        order = rng.permutation(len(labels_N))
+        _, first = np.unique(families_N[order], return_index=True)  # one person a family may be learnt from
+        singles = order[np.sort(first)]
+        chosen = [singles[labels_N[singles] == label] for label in (0, 1)]
+        if min(map(len, chosen)) <= shots:
+            raise ValueError(f"{shots} people a class asked of {[len(people) for people in chosen]} families")
+        train = np.concatenate([people[:shots] for people in chosen])
+        part_N = np.where(np.isin(families_N, families_N[train]), VALIDATION, TEST)
+        part_N[train] = TRAIN
+        parts.append(part_N)
+    return np.array(parts)

@@ -1,0 +1,223 @@
+"""Intervals and tests for scores of people: AUROC, paired differences, repeated splits, many comparisons.
+
+Axes: N people, R resamples, S splits, M tests. People of one family (`groups`) are never independent, so every
+bootstrap draws families. All resamples of a statistic are computed at once from the weights `weights_RN`, the number of
+times each person was drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """A paired difference, the ends of its interval, and the two-sided p value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def weighted_auroc(labels_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """(R,) AUROC under each row of weights; ties count half; NaN where a class has no weight.
+
+    One sort serves all rows, so the cost is linear in people and resamples.
+    """
+    values, level_N = np.unique(scores_N, return_inverse=True)
+    order = np.argsort(level_N, kind="stable")
+    starts = np.searchsorted(level_N[order], np.arange(len(values)))
+    weights, positive = weights_RN[:, order], labels_N[order].astype(bool)
+    positive_RL = np.add.reduceat(weights * positive, starts, axis=1)
+    negative_RL = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below_RL = np.cumsum(negative_RL, axis=1) - negative_RL / 2
+    pairs_R = positive_RL.sum(1) * negative_RL.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((positive_RL * below_RL).sum(1) / np.where(pairs_R > 0, pairs_R, np.nan))
+
+
+def auroc(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """Area under the ROC curve; NaN where a class is absent."""
+    return float(weighted_auroc(labels_N, scores_N, np.ones((1, len(labels_N))))[0])
+
+
+def weighted_balanced_accuracy(labels_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """(R,) mean of sensitivity and specificity at a score of 0, under each row of weights; NaN without a class."""
+    positive, called = labels_N.astype(bool), np.asarray(scores_N) >= 0
+    with np.errstate(invalid="ignore"):
+        hits = [weights_RN @ (side & (called == side_is)) for side, side_is in ((positive, True), (~positive, False))]
+        return np.asarray((hits[0] / (weights_RN @ positive) + hits[1] / (weights_RN @ ~positive)) / 2)
+
+
+def balanced_accuracy(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """Mean of sensitivity and specificity at a score of 0."""
+    return float(weighted_balanced_accuracy(labels_N, scores_N, np.ones((1, len(labels_N))))[0])
+
+
+def family_weights(groups_N: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(R, N) how often each person is drawn when whole groups are drawn with replacement."""
+    group_N = np.unique(groups_N, return_inverse=True)[1].ravel()
+    groups = int(group_N.max()) + 1
+    drawn_RG = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    return np.asarray(drawn_RG[:, group_N], dtype=float)
+
+
+def percentile_interval(value: float, resampled_R: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The estimate with the percentiles of its resamples; resamples without one of the classes (NaN) are left out."""
+    usable = resampled_R[np.isfinite(resampled_R)]
+    if not usable.size or not np.isfinite(value):
+        return Interval(float(value), np.nan, np.nan)
+    low, high = np.quantile(usable, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def smaller_class(labels_N: np.ndarray, groups_N: np.ndarray) -> int:
+    """Families of the class that has fewer of them."""
+    return min(len(np.unique(groups_N[labels_N == label])) for label in (0, 1))
+
+
+def at_the_edge(value: float, independent: int, confidence: float = 0.95) -> Interval:
+    """Interval of a share of exactly 0 or 1, where resamples have no spread: Clopper-Pearson, `independent` trials."""
+    bound = ((1 - confidence) / 2) ** (1 / independent)
+    return Interval(1.0, bound, 1.0) if value == 1.0 else Interval(0.0, 0.0, 1 - bound)
+
+
+def bootstrap_interval(
+    values_N: np.ndarray,
+    groups_N: np.ndarray | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> Interval:
+    """Mean over people with its percentile interval over families.
+
+    Where all values are 0 or all are 1 the bootstrap has no spread; the exact binomial bound stands in for it.
+    """
+    groups_N = np.arange(len(values_N)) if groups_N is None else groups_N
+    mean = float(np.mean(values_N))
+    if mean in (0.0, 1.0):
+        return at_the_edge(mean, len(np.unique(groups_N)), confidence)
+    weights_RN = family_weights(groups_N, resamples, rng or np.random.default_rng(0))
+    return percentile_interval(mean, weights_RN @ values_N / weights_RN.sum(1), confidence)
+
+
+def auroc_interval(
+    labels_N: np.ndarray,
+    scores_N: np.ndarray,
+    groups_N: np.ndarray | None = None,
+    method: Literal["bootstrap", "delong_logit"] = "bootstrap",
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> Interval:
+    """AUROC with its interval.
+
+    Parameters
+    ----------
+    groups_N : family of each person; None where all are independent.
+    method : "bootstrap" over families, or "delong_logit" (people must be independent): DeLong's variance on the logit
+        scale, which kept 96 % coverage at AUROC .9 with 30 + 30 people where plain DeLong had 92 %.
+
+    Perfect separation has no spread under either; the exact binomial bound of the smaller class stands in for it.
+
+    Raises
+    ------
+    ValueError : "delong_logit" with families of more than one person.
+
+    Source: DeLong (1988) Biometrics 44:837; Qin & Hotilovac (2008) Stat Methods Med Res 17:207 for the logit.
+    """
+    labels_N, scores_N = np.asarray(labels_N), np.asarray(scores_N, dtype=float)
+    area = auroc(labels_N, scores_N)
+    groups_N = np.arange(len(labels_N)) if groups_N is None else np.asarray(groups_N)
+    if area in (0.0, 1.0):
+        return at_the_edge(area, smaller_class(labels_N, groups_N), confidence)
+    if method == "bootstrap":
+        weights_RN = family_weights(groups_N, resamples, rng or np.random.default_rng(0))
+        return percentile_interval(area, weighted_auroc(labels_N, scores_N, weights_RN), confidence)
+    if len(np.unique(groups_N)) < len(groups_N):
+        raise ValueError("DeLong needs independent people; use method='bootstrap' where families have several")
+    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt(_delong_covariance(labels_N, scores_N[None])[0, 0])
+    half /= area * (1 - area)
+    low, high = special.expit(special.logit(area) + np.array([-half, half]))
+    return Interval(area, float(low), float(high))
+
+
+def compare_aurocs(
+    labels_N: np.ndarray,
+    scores_N: np.ndarray,
+    others_N: np.ndarray,
+    groups_N: np.ndarray | None = None,
+    method: Literal["bootstrap", "delong"] = "bootstrap",
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> Comparison:
+    """AUROC of `scores_N` minus AUROC of `others_N` on the same people, paired.
+
+    The bootstrap's p value is twice the smaller tail beyond no difference, with one resample added to each side.
+    """
+    labels_N, both_2N = np.asarray(labels_N), np.array([scores_N, others_N], dtype=float)
+    difference = auroc(labels_N, both_2N[0]) - auroc(labels_N, both_2N[1])
+    if method == "delong":
+        contrast = np.array([1.0, -1.0])
+        error = np.sqrt(contrast @ _delong_covariance(labels_N, both_2N) @ contrast)
+        half = stats.norm.ppf((1 + confidence) / 2) * error
+        p_value = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+        return Comparison(difference, difference - half, difference + half, float(p_value))
+    groups_N = np.arange(len(labels_N)) if groups_N is None else groups_N
+    weights_RN = family_weights(groups_N, resamples, rng or np.random.default_rng(0))
+    resampled_R = np.subtract(*(weighted_auroc(labels_N, scores, weights_RN) for scores in both_2N))
+    interval = percentile_interval(difference, resampled_R, confidence)
+    usable = resampled_R[np.isfinite(resampled_R)]
+    tail = min((usable <= 0).sum(), (usable >= 0).sum()) + 1
+    return Comparison(difference, interval.low, interval.high, float(min(1.0, 2 * tail / (usable.size + 1))))
+
+
+def corrected_repeated_cv_test(
+    differences_S: np.ndarray, train: int, test: int, confidence: float = 0.95
+) -> Comparison:
+    """Mean difference over repeated random splits, with the variance corrected for their overlap.
+
+    Parameters
+    ----------
+    differences_S : score of one system minus another, a value a split.
+    train, test : people in the two parts of a split.
+
+    Source: Nadeau & Bengio (2003) Machine Learning 52:239: variance (1/S + test/train) s^2, S - 1 degrees of freedom.
+    """
+    splits, mean = len(differences_S), float(np.mean(differences_S))
+    error = float(np.sqrt((1 / splits + test / train) * np.var(differences_S, ddof=1)))
+    half = float(stats.t.ppf((1 + confidence) / 2, splits - 1)) * error
+    p_value = float(2 * stats.t.sf(abs(mean) / error, splits - 1)) if error > 0 else float(mean == 0)
+    return Comparison(mean, mean - half, mean + half, p_value)
+
+
+def holm(p_values_M: np.ndarray) -> np.ndarray:
+    """(M,) p values adjusted for M tests by Holm (1979); NaN stays NaN and is not counted as a test."""
+    p_values_M = np.asarray(p_values_M, dtype=float)
+    adjusted, tested = np.full(p_values_M.shape, np.nan), np.flatnonzero(np.isfinite(p_values_M))
+    order = tested[np.argsort(p_values_M[tested], kind="stable")]
+    steps = p_values_M[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if len(order) else steps
+    return adjusted
+
+
+def _delong_covariance(labels_N: np.ndarray, scores_KN: np.ndarray) -> np.ndarray:
+    """(K, K) covariance of the AUROCs of K score vectors, from midranks: Sun & Xu (2014) IEEE SPL 21:1389."""
+    positive = labels_N.astype(bool)
+    pos, neg = int(positive.sum()), int((~positive).sum())
+    rank_all = stats.rankdata(scores_KN, axis=1)
+    above_KP = (rank_all[:, positive] - stats.rankdata(scores_KN[:, positive], axis=1)) / neg
+    above_KM = 1 - (rank_all[:, ~positive] - stats.rankdata(scores_KN[:, ~positive], axis=1)) / pos
+    return np.atleast_2d(np.cov(above_KP)) / pos + np.atleast_2d(np.cov(above_KM)) / neg

@@ -1,0 +1,1 @@
+"""Masked-reconstruction pretraining: objective, trainer, checkpoints, and the stage that runs a cell."""

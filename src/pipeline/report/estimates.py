@@ -1,0 +1,278 @@
+"""What decides a claim: each estimator reads tables by selectors and gives an effect with its interval and its n.
+
+An estimator's keyword arguments are the selectors that config/claims.yaml may use; a `Literal` lists what they may be.
+It yields (name, Estimate): several where a claim is about each task, else one under "". A study that lacks what a claim
+is about gives an Estimate without a value, which is inconclusive and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from pipeline.config import Study
+from pipeline.evaluate.statistics import holm
+from pipeline.figures.figure2 import PANELS
+from pipeline.figures.figure5 import largest
+from pipeline.figures.select import auroc_difference, block_rows, done, mean_interval, pick, rows_of
+from pipeline.grid import Cell, evaluated_cells
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An effect, the ends of its interval, and what it rests on."""
+
+    effect: float
+    low: float
+    high: float
+    n: int
+    test: str
+    decided_by: str
+    p_value: float = np.nan
+    note: str = ""
+    simulated: bool = False
+
+
+Estimates = Iterator[tuple[str, Estimate]]
+
+
+def _nothing(test: str, decided_by: str, note: str) -> Estimate:
+    return Estimate(np.nan, np.nan, np.nan, 0, test, decided_by, note=note)
+
+
+def _architectures(study: Study, model: str) -> list[str]:
+    return [name for name, architecture in study.architectures.items() if architecture.model == model]
+
+
+def _any_simulated(rows: pd.DataFrame) -> bool:
+    return bool(rows["simulated"].any()) if len(rows) else False
+
+
+def fit_parameter(
+    study: Study,
+    tables: Tables,
+    *,
+    fit: Literal["loss_parameters", "loss_flops", "loss_frames", "surface"],
+    model: str,
+    statistic: Literal["exponent", "irreducible", "exchange_rate", "exponent_subjects", "exponent_frames"],
+    worth: Literal["trend", "law"] = "trend",
+) -> Estimates:
+    """One number of a fit in the table `scaling`; `worth: law` asks for as many sizes and seeds as a law needs."""
+    for name in _architectures(study, model):
+        where, test = f"scaling: fit {fit}, architecture {name}, statistic {statistic}", "bootstrap over cells"
+        rows = pick(tables["scaling"], fit=fit, architecture=name, statistic=statistic)
+        if rows.empty:
+            yield "", _nothing(test, where, "no such fit: too few cells")
+            continue
+        row, simulated = rows.iloc[0], _any_simulated(pick(tables["pretrain"], architecture=name))
+        unknown = "not identified" in row["note"] or (worth == "law" and not row["note"].startswith("law"))
+        low, high = (np.nan, np.nan) if unknown else (row["low"], row["high"])
+        note = row["note"] + (", where the claim asks for a law" if unknown and worth == "law" else "")
+        yield "", Estimate(row["value"], low, high, int(row["n"]), test, where, note=note, simulated=simulated)
+
+
+def largest_against_smaller(study: Study, tables: Tables, *, model: str) -> Estimates:
+    """Is the largest size worse than smaller ones? Positive where it is.
+
+    Where a seed of it diverged or collapsed: the share of its seeds that did, less that of the smaller sizes', with
+    Newcombe's interval. Else the log loss of the largest over the best smaller size, from the table `scaling`.
+    """
+    for name in _architectures(study, model):
+        cells = pick(block_rows(study, "scaling", tables["pretrain"]), architecture=name)
+        size = largest(study, name)[-1].size
+        failed = cells.assign(failed=cells["status"].isin(["diverged", "collapsed"]))
+        ours, others = failed.loc[failed["size"] == size, "failed"], failed.loc[failed["size"] != size, "failed"]
+        simulated = _any_simulated(tables["pretrain"])
+        if ours.any() and len(others):
+            effect, low, high = _difference_of_shares(ours.to_numpy(), others.to_numpy(), study.evaluate.confidence)
+            where, note = (
+                f"pretrain: status, architecture {name}",
+                f"{ours.sum()} of {len(ours)} seeds of {size} failed",
+            )
+            test = "difference of shares that failed, Newcombe"
+            yield "", Estimate(effect, low, high, len(cells), test, where, note=note, simulated=simulated)
+            continue
+        where, test = f"scaling: fit collapse, architecture {name}, larger_worse", "Student's interval over seeds"
+        rows = pick(tables["scaling"], fit="collapse", architecture=name, statistic="larger_worse")
+        if rows.empty:
+            yield "", _nothing(test, where, "no completed cells")
+            continue
+        row = rows.iloc[0]
+        values = (row["value"], row["low"], row["high"], int(row["n"]), test, where)
+        yield "", Estimate(*values, note=row["note"], simulated=simulated)
+
+
+def _difference_of_shares(ours: np.ndarray, others: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Source: Newcombe (1998) Statistics in Medicine 17:873, method 10: Wilson intervals combined."""
+    a, b = float(ours.mean()), float(others.mean())
+    (a_low, a_high), (b_low, b_high) = (
+        stats.binomtest(int(x.sum()), len(x)).proportion_ci(confidence, "wilson") for x in (ours, others)
+    )
+    return a - b, a - b - float(np.hypot(a - a_low, b_high - b)), a - b + float(np.hypot(a_high - a, b - b_low))
+
+
+def difference_of_conditions(
+    study: Study, tables: Tables, *, measure: Literal["sex", "identity", "reconstruction"]
+) -> Estimates:
+    """The deepest minus the widest of conditions with equal tokens, paired by draw of people; n = draws."""
+    panel = next(panel for panel in PANELS if panel.task == measure)
+    test = "paired t over draws"
+    where = f"{'pretrain' if measure == 'reconstruction' else 'probe'}: {measure} {panel.metric}, cells of iso_tokens"
+    table = tables["pretrain"].assign(value=tables["pretrain"]["val_r2"])
+    if measure != "reconstruction":
+        table = pick(tables["probe"], task=panel.task, metric=panel.metric, split="oof")
+    rows = done(block_rows(study, "iso_tokens", table)).dropna(subset=["value"])
+    rows = rows.assign(tokens=rows["subjects"] * rows["frames"])
+    if rows.empty:
+        yield "", _nothing(test, where, "no such cells")
+        return
+    rows = rows[rows["tokens"] == rows.groupby("tokens")["draw"].nunique().idxmax()]  # the set with most draws decides
+    deep, wide = rows[rows["frames"] == rows["frames"].max()], rows[rows["frames"] == rows["frames"].min()]
+    pairs = deep.merge(wide, on=["architecture", "size", "draw", "variant", "seed"], suffixes=("", "_wide"))
+    draws = (pairs["value"] - pairs["value_wide"]).groupby(pairs["draw"]).mean().to_numpy()
+    effect, low, high = mean_interval(draws, study.evaluate.confidence)
+    p_value = float(stats.ttest_1samp(draws, 0).pvalue) if len(draws) > 2 else np.nan
+    told = f"{where}, {_condition(deep)} minus {_condition(wide)}"
+    yield "", Estimate(effect, low, high, len(draws), test, told, p_value, simulated=_any_simulated(rows))
+
+
+def _condition(rows: pd.DataFrame) -> str:
+    return f"{rows['subjects'].iloc[0]} x {rows['frames'].iloc[0]}" if len(rows) else "none"
+
+
+def compare_systems(study: Study, tables: Tables, *, model: str, against: str, task: str = "each") -> Estimates:
+    """AUROC of the largest encoder (mean over seeds) minus another system's, paired over people; Holm over tasks.
+
+    `against` is a system's slug or a model; `task` a label of the study or "each".
+    """
+    test, found = "paired bootstrap over families, Holm over tasks", []
+    for dataset, label, scores in _tasks(tables["scores"], task):
+        ours, other = _largest_rows(study, model, scores), _system_rows(study, against, scores)
+        where = f"scores: {label} of {dataset}, largest {model} minus {against}"
+        if ours.empty or other.empty:
+            found.append((label, _nothing(test, where, f"no scores of {model if ours.empty else against}")))
+            continue
+        effect, low, high, p_value, n = auroc_difference(ours, other, study)
+        simulated = _any_simulated(scores)
+        found.append((label, Estimate(effect, low, high, n, test, where, p_value, simulated=simulated)))
+    if not found:
+        yield "", _nothing(test, "scores", f"no scores of task '{task}'")
+    adjusted = holm(np.array([estimate.p_value for _, estimate in found]))
+    for (label, estimate), p_value in zip(found, adjusted, strict=True):
+        yield label, Estimate(**{**vars(estimate), "p_value": float(p_value)})
+
+
+def _tasks(table: pd.DataFrame, task: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for (dataset, label), rows in table.groupby(["dataset", "task"], sort=False):
+        if task in ("each", label) and label != "identity":
+            yield str(dataset), str(label), rows
+
+
+def _largest_rows(study: Study, model: str, table: pd.DataFrame) -> pd.DataFrame:
+    cells: list[Cell] = [cell for name in _architectures(study, model) for cell in largest(study, name)]
+    return rows_of(table, cells)
+
+
+def _system_rows(study: Study, system: str, table: pd.DataFrame) -> pd.DataFrame:
+    if _architectures(study, system):
+        return _largest_rows(study, system, table)
+    return pick(table, system=system)
+
+
+def few_shot_difference(study: Study, tables: Tables, *, model: str, against: str, task: str = "each") -> Estimates:
+    """AUROC with the fewest labelled people: largest encoder (mean over seeds) minus another system.
+
+    The two intervals are added as if independent; people are the same in both, so this is wider than a paired one.
+    """
+    test = "difference of two intervals, root of summed squares"
+    split = f"low-shot-{min(study.evaluate.low_shot)}"
+    table, shown = pick(tables["benchmark"], split=split, metric="auroc"), False
+    for dataset, label, rows in _tasks(table, task):
+        shown = True
+        where = f"benchmark: {label} of {dataset}, {split}, largest {model} minus {against}"
+        ours, other = _largest_rows(study, model, rows), _system_rows(study, against, rows)
+        if ours.empty or other.empty:
+            yield label, _nothing(test, where, f"no row of {model if ours.empty else against}")
+            continue
+        a, b = (part[["value", "low", "high"]].mean() for part in (ours, other))
+        effect = a["value"] - b["value"]
+        below, above = (
+            np.hypot(a["value"] - a["low"], b["high"] - b["value"]),
+            np.hypot(a["high"] - a["value"], b["value"] - b["low"]),
+        )
+        n, simulated = int(ours["n"].min()), _any_simulated(ours)
+        yield label, Estimate(effect, effect - below, effect + above, n, test, where, simulated=simulated)
+    if not shown:
+        yield "", _nothing(test, "benchmark", f"no rows of task '{task}' with few labelled people")
+
+
+def rank_correlation(study: Study, tables: Tables, *, task: str) -> Estimates:
+    """Spearman correlation over completed encoders of held-out R^2 with the AUROC of a label; n = encoders."""
+    test, where = (
+        "Spearman, bootstrap over encoders",
+        f"pretrain val_r2 with probe AUROC of {task}, every trained encoder",
+    )
+    cells = [cell for cell in evaluated_cells(study) if cell.variant != "random"]
+    probe = rows_of(pick(tables["probe"], task=task, metric="auroc", split="oof"), cells)
+    keys = ["architecture", "size", "subjects", "frames", "draw", "variant", "seed"]
+    both = done(probe).merge(tables["pretrain"][[*keys, "val_r2"]], on=keys).dropna(subset=["value", "val_r2"])
+    x, y, rng = both["val_r2"].to_numpy(), both["value"].to_numpy(), np.random.default_rng(study.seed)
+    if len(both) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        yield "", _nothing(test, where, "fewer than four encoders, or all alike")
+        return
+    drawn_RN = rng.integers(len(x), size=(study.evaluate.bootstrap, len(x)))
+    resampled = _correlations(stats.rankdata(x[drawn_RN], axis=1), stats.rankdata(y[drawn_RN], axis=1))
+    tail = (1 - study.evaluate.confidence) / 2
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    found = stats.spearmanr(x, y)
+    ends = (float(low), float(high), len(both), test, where, float(found.pvalue))
+    yield "", Estimate(float(found.statistic), *ends, simulated=_any_simulated(both))
+
+
+def _correlations(x_RN: np.ndarray, y_RN: np.ndarray) -> np.ndarray:
+    """(R,) Pearson correlation of each row; NaN where one of them is constant."""
+    x_RN, y_RN = (values - values.mean(1, keepdims=True) for values in (x_RN, y_RN))
+    length_R = np.sqrt((x_RN**2).sum(1) * (y_RN**2).sum(1))
+    return np.divide((x_RN * y_RN).sum(1), length_R, out=np.full(len(length_R), np.nan), where=length_R > 0)
+
+
+def slope_shift(
+    study: Study,
+    tables: Tables,
+    *,
+    model: str,
+    metric: Literal["beta", "beta_difference", "hurst", "hurst_difference"],
+) -> Estimates:
+    """A slope or Hurst exponent of the largest encoder's reconstructions of evaluation people; mean over seeds."""
+    test = "bootstrap over people, mean over seeds"
+    for dataset in study.with_role("evaluate"):
+        where = f"spectral: {metric} of {dataset}, largest {model}"
+        rows = pick(tables["spectral"], dataset=dataset, metric=metric, split="all")
+        ours = done(_largest_rows(study, model, rows)).dropna(subset=["value"])
+        name = dataset if len(study.with_role("evaluate")) > 1 else ""
+        if ours.empty:
+            yield name, _nothing(test, where, "no completed encoder")
+            continue
+        value, low, high = ours[["value", "low", "high"]].mean()
+        yield name, Estimate(value, low, high, int(ours["n"].min()), test, where, simulated=_any_simulated(ours))
+
+
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    estimator.__name__: estimator
+    for estimator in (
+        fit_parameter,
+        largest_against_smaller,
+        difference_of_conditions,
+        compare_systems,
+        few_shot_difference,
+        rank_correlation,
+        slope_shift,
+    )
+}

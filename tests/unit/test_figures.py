@@ -1,0 +1,179 @@
+"""Figures: they draw every cell, mark what is missing, say what is simulated, and are the same twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_tables import Tables, demo_study, fake_tables, write_tables
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from pipeline.config import Study
+from pipeline.errors import InputError
+from pipeline.figures import NUMBERS, draw_figure, save_figure, write_figure
+from pipeline.figures.figure1 import verdict_of
+from pipeline.figures.select import auroc_difference, best_cells, block_rows, mean_interval, pick
+from pipeline.grid import block_cells
+
+Drawn = tuple[Figure, pd.DataFrame, str]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return demo_study()
+
+
+@pytest.fixture(scope="module")
+def content(study: Study) -> Tables:
+    return fake_tables(study)
+
+
+@pytest.fixture(scope="module")
+def folder(content: Tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tables(content, tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(scope="module")
+def drawn(study: Study, folder: Path) -> dict[int, Drawn]:
+    return {number: draw_figure(study, number, folder) for number in NUMBERS}
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_figure_is_written_in_all_its_forms(
+    study: Study, drawn: dict[int, Drawn], tmp_path: Path, number: int
+) -> None:
+    png = tmp_path / f"figure{number}.png"
+    save_figure(study, *drawn[number], png)
+    with Image.open(png) as picture:
+        assert picture.size[0] > 600
+        assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+    assert png.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert png.with_suffix(".txt").read_text().startswith(f"Figure {number}.")
+    numbers = pd.read_csv(png.with_suffix(".csv"))
+    assert {"panel", "y"} <= set(numbers)
+    assert numbers["y"].notna().any()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".pdf", ".png", ".txt"]
+
+
+def test_the_same_tables_give_the_same_bytes(study: Study, folder: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_figure(study, 2, folder, tmp_path / name / "figure2.png")
+    for suffix in (".png", ".pdf", ".csv", ".txt"):
+        first, second = (tmp_path / name / f"figure2{suffix}" for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_simulated_people_are_called_simulated(drawn: dict[int, Drawn], number: int) -> None:
+    figure, *_ = drawn[number]
+    assert "SIMULATED COHORT" in texts(figure)
+    if number == 5:
+        assert "real data, one run (n = 1)" in texts(figure)
+
+
+def test_real_people_are_not_called_simulated(study: Study, content: Tables, tmp_path: Path) -> None:
+    real = {name: frame.assign(simulated=False) if "simulated" in frame else frame for name, frame in content.items()}
+    figure, *_ = draw_figure(study, 2, write_tables(real, tmp_path))
+    assert "SIMULATED" not in texts(figure)
+
+
+def test_plotted_numbers_are_those_of_the_table(study: Study, content: Tables, drawn: dict[int, Drawn]) -> None:
+    _, numbers, _ = drawn[1]
+    panel = numbers[numbers["panel"] == "A"].dropna(subset=["y"])
+    cells = block_cells(study, "scaling")
+    assert len(panel) == len(cells)
+    expected = 1 - content["pretrain"].merge(pd.DataFrame([vars(cell) for cell in cells]))["val_r2"]
+    np.testing.assert_allclose(np.sort(panel["y"]), np.sort(expected))
+
+
+def test_a_missing_cell_is_a_gap_that_the_figure_tells(study: Study, content: Tables, tmp_path: Path) -> None:
+    gone = content["pretrain"]["size"].eq("w18") & content["pretrain"]["seed"].eq(0)
+    folder = write_tables({**content, "pretrain": content["pretrain"][~gone]}, tmp_path)
+    figure, numbers, caption = draw_figure(study, 1, folder)
+    told = "2 of 16 cells not completed (2 missing)"
+    assert told in caption
+    assert told in texts(figure)
+    assert numbers.loc[(numbers["panel"] == "A") & (numbers["status"] == "missing"), "y"].isna().all()
+
+
+def test_a_diverged_cell_is_a_cross_and_is_in_no_mean(study: Study, content: Tables, tmp_path: Path) -> None:
+    pretrain = content["pretrain"].copy()
+    bad = pretrain["architecture"].eq("swift_v1") & pretrain["size"].eq("w24")
+    pretrain.loc[bad, ["status", "val_r2", "val_r2_low", "val_r2_high"]] = ["diverged", np.nan, np.nan, np.nan]
+    figure, _, caption = draw_figure(study, 1, write_tables({**content, "pretrain": pretrain}, tmp_path))
+    assert "2 diverged" in caption
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert sum(len(line.get_xdata()) for line in crosses) == 2
+
+
+def test_figures_survive_tables_without_rows(study: Study, content: Tables, tmp_path: Path) -> None:
+    few = {**content, "scaling": content["scaling"].iloc[:0], "history": content["history"].iloc[:0]}
+    folder = write_tables({**few, "spectral": content["spectral"][content["spectral"]["architecture"] == ""]}, tmp_path)
+    for number in (1, 3, 5):
+        draw_figure(study, number, folder)
+
+
+def test_figures_of_a_study_without_blocks(tmp_path: Path) -> None:
+    """The smoke study: no data block, no sweep, one seed."""
+    grid = {"data": [], "learning_rate": {"rates": []}, "scaling": [{"subjects_frames": [[32, 160]]}]}
+    study = demo_study(name="small", grid=grid)
+    folder = write_tables(fake_tables(study), tmp_path)
+    for number in NUMBERS:
+        draw_figure(study, number, folder)
+
+
+def test_trend_becomes_law_only_when_every_fit_says_so() -> None:
+    fits = pd.DataFrame({"fit": ["loss_parameters", "loss_flops"], "note": ["law: 6 sizes", "law: 6 sizes"]})
+    assert verdict_of(fits) == "a law"
+    assert verdict_of(fits.assign(note=["law: 6 sizes", "trend: 4 sizes"])) == "a trend, not a law"
+    assert verdict_of(fits.iloc[:0]) == "a trend, not a law"
+
+
+def test_an_unknown_figure_and_a_missing_table_are_bad_input(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected one of 1, 2"):
+        draw_figure(study, 9, tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        draw_figure(study, 1, tmp_path)
+
+
+def test_interval_of_repeats_is_students() -> None:
+    mean, low, high = mean_interval(np.array([1.0, 2.0, 3.0, 4.0]), 0.95)
+    half = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2  # t of 3 degrees of freedom at .975
+    np.testing.assert_allclose([mean, low, high], [2.5, 2.5 - half, 2.5 + half], rtol=1e-6)
+    assert np.isnan(mean_interval(np.array([1.0, 2.0]), 0.95)[1:]).all()  # two draws have no interval
+
+
+def scores(system: str, values: np.ndarray, seed: int) -> pd.DataFrame:
+    people = np.arange(len(values))
+    columns = {"system": system, "architecture": system, "size": "", "subjects": 1, "frames": 1, "draw": 0}
+    who = {"variant": "main", "seed": seed, "person": people.astype(str), "family": people.astype(str)}
+    return pd.DataFrame({**columns, **who, "label": people % 2, "score": values})
+
+
+def test_difference_of_two_systems_is_the_mean_over_seeds_of_paired_differences(study: Study) -> None:
+    labels = np.arange(60) % 2
+    perfect, useless = labels + 0.0, np.zeros(60)
+    ours = pd.concat([scores("a", perfect, 0), scores("a", useless, 1)])
+    difference, low, high, p_value, n = auroc_difference(ours, scores("b", useless, 0), study)
+    assert difference == pytest.approx(0.25)  # (1 + 0.5) / 2 - 0.5
+    assert (low, high, n) == (0.25, 0.25, 60)
+    assert p_value < 0.01
+    same = auroc_difference(scores("a", perfect, 0), scores("b", perfect, 0), study)
+    assert same[0] == 0
+    assert same[3] == 1
+
+
+def test_the_best_condition_is_chosen_by_reconstruction_alone(study: Study, content: Tables) -> None:
+    best = best_cells(study, "iso_tokens", content["pretrain"], "swift_v1")
+    rows = pick(block_rows(study, "iso_tokens", content["pretrain"]), architecture="swift_v1")
+    mean = rows.groupby("subjects")["val_r2"].mean()
+    assert {cell.subjects for cell in best} == {mean.idxmax()}
+    assert len(best) == rows["draw"].nunique()

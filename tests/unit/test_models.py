@@ -1,0 +1,150 @@
+"""What every encoder of the registry owes to those who use it, and masked reconstruction around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.models import create, describe, names
+from pipeline.models.layers import patchify, unpatchify
+from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.models.swift_v1 import WITHOUT_GRADIENT
+from pipeline.models.voxels import gather_voxels, scatter_voxels
+from pipeline.models.windows import join, partition
+
+SMALL = {"width": 12, "depths": (2, 2), "heads": (2, 4), "grid": (4, 4, 4), "patch": (2, 2, 2, 1), "context_frames": 10}
+OPTIONS = {"swift_v1": {"window": (2, 2, 2, 4)}, "swift_v2": {"window": (2, 2, 2), "temporal_window": 4}}
+
+
+def small(name: str, **over: object) -> MaskedReconstruction:
+    torch.manual_seed(0)
+    return MaskedReconstruction(create(name, **{**SMALL, **OPTIONS[name], **over}))
+
+
+def test_registry_names_what_it_builds():
+    assert names() == ["swift_v1", "swift_v2"]
+    assert describe("swift_v2").input == "voxels"
+    with pytest.raises(InputError, match="Did you mean 'swift_v2'"):
+        create("swift_v22", **SMALL)
+    with pytest.raises(InputError, match="windw"):
+        create("swift_v1", **SMALL, windw=3)
+    with pytest.raises(InputError, match="patches of 3 do not tile"):
+        create("swift_v2", **{**SMALL, "patch": (2, 2, 2, 3)})
+
+
+@pytest.mark.parametrize("name", names())
+def test_features_have_time_last_and_the_promised_channels(name):
+    encoder = small(name).encoder
+    features = encoder(torch.randn(2, 1, 8, 8, 8, 10))
+    assert features.shape == (2, encoder.channels, 2, 2, 2, 10)
+
+
+@pytest.mark.parametrize("name", names())
+def test_odd_grids_are_merged_and_split_again(name):
+    model = small(name, grid=(5, 4, 3), depths=(1, 1))
+    clip = torch.randn(1, 1, 10, 8, 6, 10)
+    hidden = torch.rand(1, 5, 4, 3, 10) < 0.5
+    assert model.features(clip, hidden).shape == (1, 24, 3, 2, 2, 10)
+    assert model(clip, hidden).shape == clip.shape
+
+
+@pytest.mark.parametrize("name", names())
+def test_temporal_patches_shorten_the_token_axis_alone(name):
+    model = small(name, patch=(2, 2, 2, 2))
+    clip = torch.randn(1, 1, 8, 8, 8, 10)
+    hidden = torch.zeros(1, 4, 4, 4, 5, dtype=torch.bool)
+    assert model.features(clip, hidden).shape[-1] == 5
+    assert model(clip, hidden).shape == clip.shape
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_gradient_reaches_every_parameter(name):
+    model = small(name)
+    hidden = torch.rand(2, 4, 4, 4, 10) < 0.5
+    model(torch.randn(2, 1, 8, 8, 8, 10), hidden).square().mean().backward()
+    without = {key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().sum() > 0}
+    assert without == ({f"encoder.{key}" for key in WITHOUT_GRADIENT} if name == "swift_v1" else set())
+
+
+@pytest.mark.parametrize("name", names())
+def test_one_frame_moves_only_its_temporal_receptive_field(name):
+    """Windows of four: block 0 joins 4-7 and 8-9, the shifted block 1 joins 2-5 and 6-9; the last stage likewise."""
+    over = {"swift_v1": {"depths": (2, 1), "full_last_stage": True}, "swift_v2": {"depths": (2, 1)}}[name]
+    encoder = small(name, **over).encoder
+    clip = torch.randn(1, 1, 8, 8, 8, 10)
+    other = clip.clone()
+    other[..., 9] += torch.randn(8, 8, 8)
+    with torch.no_grad():
+        changed = (encoder(other) - encoder(clip)).abs().amax(dim=(0, 1, 2, 3, 4))
+    # frame 9 -> {8, 9} -> (windows 0-1, 2-5, 6-9) {6..9} -> (windows 0-3, 4-7, 8-9) {4..9}
+    assert changed[:4].max() < 1e-6
+    assert changed[4:].min() > 1e-5
+
+
+@pytest.mark.parametrize("name", names())
+def test_training_may_follow_inference_in_one_process(name):
+    model = small(name, grid=(4, 4, 2))
+    clip, hidden = torch.randn(1, 1, 8, 8, 4, 9), torch.rand(1, 4, 4, 2, 9) < 0.5
+    with torch.inference_mode():
+        model(clip, hidden)
+    model(clip, hidden).sum().backward()
+
+
+@pytest.mark.parametrize("name", names())
+def test_hidden_tokens_cannot_be_seen(name):
+    model = small(name)
+    clip = torch.randn(1, 1, 8, 8, 8, 10)
+    hidden = torch.rand(1, 4, 4, 4, 10) < 0.5
+    voxels = hidden.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)[:, None]
+    with torch.no_grad():
+        first, second = model(clip, hidden), model(torch.where(voxels, torch.randn_like(clip), clip), hidden)
+        third = model(torch.where(voxels, clip, torch.randn_like(clip)), hidden)
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, third, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", names())
+def test_training_decodes_the_same_voxels_as_the_whole_clip(name):
+    model = small(name)
+    clip = torch.randn(2, 1, 8, 8, 8, 10)
+    hidden = torch.rand(2, 4, 4, 4, 10) < 0.5
+    token_M = hidden.flatten().nonzero()[:, 0]
+    with torch.no_grad():
+        whole = patchify(model(clip, hidden), model.encoder.patch).flatten(0, 4)
+        assert torch.allclose(model.patches(model.features(clip, hidden), token_M), whole[token_M], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", names())
+def test_bf16_is_close_to_fp32(name):
+    model = small(name)
+    clip, hidden = torch.randn(1, 1, 8, 8, 8, 10), torch.rand(1, 4, 4, 4, 10) < 0.5
+    with torch.no_grad():
+        exact = model.features(clip, hidden)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model.features(clip, hidden)
+    assert (rough - exact).norm() < 0.05 * exact.norm()
+
+
+def test_patches_put_x_slowest_and_come_back():
+    clip = torch.arange(4 * 6 * 8 * 3.0).view(1, 1, 4, 6, 8, 3)
+    patches = patchify(clip, (2, 3, 4, 1))
+    assert patches.shape == (1, 2, 2, 2, 3, 24)
+    assert torch.equal(patches[0, 1, 0, 1, 2], clip[0, 0, 2:4, 0:3, 4:8, 2].flatten())
+    assert torch.equal(unpatchify(patches, (2, 3, 4, 1)), clip)
+
+
+def test_windows_come_back():
+    tokens = torch.randn(2, 4, 6, 2, 9, 5)
+    windows = partition(tokens, (2, 3, 2, 3))
+    assert torch.equal(windows[1, 4, 7], tokens[1, 0, 4, 0, 4])  # window (0, 1, 0, 1), and the same token inside it
+    assert torch.equal(join(windows, (4, 6, 2, 9), (2, 3, 2, 3)), tokens)
+
+
+def test_voxels_land_where_the_index_says_and_come_back():
+    index = torch.tensor([7, 0, 22])
+    bold = torch.randn(2, 5, 3)
+    clip = scatter_voxels(bold, index, (2, 3, 4))
+    assert torch.equal(clip[1, 0, 0, 1, 3], bold[1, :, 0])  # 7 = (0 * 3 + 1) * 4 + 3
+    assert clip.abs().sum() == pytest.approx(bold.abs().sum().item(), rel=1e-5)
+    assert torch.equal(gather_voxels(clip, index), bold)

@@ -1,0 +1,347 @@
+"""Pretraining learns what is there, says what it did not learn, and depends on nothing but its seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_cohort import CONTRACT, DEMO, small_template
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.artefact import read_json, read_table, write_json
+from pipeline.bold.shards import write_shard
+from pipeline.bold.template import save_template
+from pipeline.config import Study, load_study
+from pipeline.errors import InputError, Unfinished
+from pipeline.grid import Cell
+from pipeline.pretrain import stage
+from pipeline.pretrain.checkpoint import build_model
+from pipeline.pretrain.flops import count_flops
+from pipeline.pretrain.masks import hidden_tokens
+from pipeline.pretrain.objectives import brain_patches, masked_loss, reconstruct
+from pipeline.pretrain.schedule import learning_rate
+from pipeline.pretrain.stage import choose_learning_rate, load_cell, run_cell
+from pipeline.pretrain.trainer import Recipe, train
+from pipeline.pretrain.validation import bootstrap, effective_rank
+from pipeline.tables import HISTORY_SCHEMA, PRETRAIN_SCHEMA
+
+TEMPLATE = small_template()
+BRAIN = torch.ones(2, 2, 2, dtype=torch.bool)
+ARCHITECTURES = ["swift_v1", "swift_v2"]
+RECIPE = Recipe(60, 4, 1e-2, 0.1, 0.05, 1.0, 10.0, 600.0)
+
+
+# --- masks and schedule --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 10**9), st.floats(0.1, 0.9), st.sampled_from(["random", "tube"]))
+def test_masks_hide_an_exact_share_of_the_brain_and_depend_on_nothing_else(seed, position, ratio, kind):
+    brain = torch.zeros(4, 4, 4, dtype=torch.bool)
+    brain[1:, 1:3] = True
+    hidden = hidden_tokens(seed, position, brain, 10, ratio, kind)
+    torch.manual_seed(position % 7)  # the global state must not matter
+    assert torch.equal(hidden, hidden_tokens(seed, position, brain, 10, ratio, kind))
+    assert not hidden[~brain].any()
+    assert hidden.sum() == (round(ratio * 240) if kind == "random" else 10 * round(ratio * 24))
+    if kind == "tube":
+        assert torch.equal(hidden.all(-1), hidden.any(-1))
+
+
+def test_masks_differ_between_positions_and_seeds():
+    one, next_one, other = (hidden_tokens(*key, BRAIN, 10, 0.5) for key in ((0, 0), (0, 1), (1, 0)))
+    assert not torch.equal(one, next_one)
+    assert not torch.equal(one, other)
+
+
+def test_learning_rate_rises_in_a_line_and_falls_in_half_a_cosine():
+    rates = [learning_rate(step, 100, 2.0, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx(np.linspace(0.2, 2.0, 10))
+    assert rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert 0 < rates[99] < 1e-3
+    assert (np.diff(rates[10:]) < 0).all()
+
+
+# --- objective and validation --------------------------------------------------------------------------------------
+
+
+def small_model(name: str, seed: int = 0):
+    torch.manual_seed(seed)
+    spec = {"width": 12, "depths": (1, 1), "heads": (2, 4), "grid": (2, 2, 2), "patch": (3, 3, 3, 1)}
+    return build_model(name, {**spec, "context_frames": 8, "window": (2, 2, 2, 4) if name == "swift_v1" else (2, 2, 2)})
+
+
+def test_loss_counts_hidden_in_brain_voxels_alone():
+    model, mask = small_model("swift_v2"), torch.from_numpy(TEMPLATE.mask_XYZ)
+    clip = torch.randn(2, 1, 6, 6, 6, 8) * mask[..., None]
+    hidden = torch.rand(2, 2, 2, 2, 8) < 0.5
+    voxels = hidden.repeat_interleave(3, 1).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    counted = voxels & mask[..., None]
+    with torch.no_grad():
+        found = reconstruct(model, clip, hidden, brain_patches(mask, model.encoder.patch))
+        error = (model(clip, hidden) - clip)[:, 0][counted]
+    assert masked_loss(found, "mse") == pytest.approx(error.square().mean().item(), rel=1e-5)
+    assert masked_loss(found, "l1") == pytest.approx(error.abs().mean().item(), rel=1e-5)
+    assert torch.bincount(found.clip_M).tolist() == hidden.flatten(1).sum(1).tolist()
+
+
+def test_r2_pools_people_and_its_interval_covers_their_spread():
+    squared_error, squared_truth = np.array([50.0, 90.0, 70.0]), np.array([100.0, 100.0, 200.0])
+    loss, r2 = bootstrap(np.stack([squared_error, squared_error, squared_truth, np.full(3, 100.0)], axis=1))
+    assert loss.value == pytest.approx(210 / 300)
+    assert r2.value == pytest.approx(1 - 210 / 400)
+    assert 0.099 < r2.low < r2.value < r2.high < 0.651
+
+
+def test_effective_rank_of_known_features():
+    directions = torch.linalg.qr(torch.randn(20, 5)).Q
+    centred = directions - directions.mean(0)
+    equal = torch.linalg.svd(centred, full_matrices=False).U
+    assert effective_rank(torch.cat((equal, -equal))) == pytest.approx(5, rel=1e-6)
+    assert effective_rank(torch.randn(20, 1) @ torch.randn(1, 5)) == pytest.approx(1, abs=0.01)
+    assert effective_rank(torch.ones(20, 5)) == 1
+    assert np.isnan(effective_rank(torch.full((20, 5), torch.inf)))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_flops_are_those_of_torchs_counter(name):
+    with torch.device("meta"):
+        model = small_model(name)
+        clip, hidden = torch.empty(1, 1, 6, 6, 6, 8), torch.empty(1, 2, 2, 2, 8, dtype=torch.bool)
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            model(clip, hidden)
+        with FlopCounterMode(display=False) as step:
+            model.patches(model.features(clip, hidden), torch.empty(20, dtype=torch.int64)).sum().backward()
+    assert count_flops(model, (6, 6, 6), 8, 20) == (forward.get_total_flops(), step.get_total_flops())
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+def planted(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """One time course that every voxel follows or opposes, and noise of a quarter of its power: (T, V)."""
+    map_V = np.random.default_rng(7).choice((-1.0, 1.0), TEMPLATE.voxels)
+    bold_TV = rng.normal(size=(frames, 1)) * map_V + 0.5 * rng.normal(size=(frames, TEMPLATE.voxels))
+    return ((bold_TV - bold_TV.mean(0)) / bold_TV.std(0)).astype(np.float32)
+
+
+def held_out_r2(name: str, shuffled: bool) -> tuple[torch.Tensor, float]:
+    """Losses of a training on planted runs, or on the same with every voxel in a random order of time."""
+    rng = np.random.default_rng(0)
+    runs = [planted(40, rng) for _ in range(9)]
+    runs = [rng.permuted(run, axis=0) if shuffled else run for run in runs]
+    box = stage.Box.of(TEMPLATE.mask_XYZ, TEMPLATE.voxel_index_V, (3, 3, 3, 1), torch.device("cpu"))
+    samples = stage.Samples(lambda i: runs[i % 8][i % 32 : i % 32 + 8], box, 0, 0.5, "random")
+    model, recipe = small_model(name), replace(RECIPE, steps=100)
+    training = train(model, lambda positions: masked_loss(samples.reconstruct(model, positions), "mse"), recipe)
+    fixed = stage.Samples(lambda i: runs[8][8 * i : 8 * i + 8], box, 99, 0.5, "random")
+    with torch.no_grad():
+        found = fixed.reconstruct(model, range(4))
+    error = (found.predicted_MP - found.true_MP).square().sum() / found.true_MP.square().sum()
+    return training.losses, 1 - error.item()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loss_falls_on_a_planted_signal_and_beats_shuffled_input(name):
+    losses, r2 = held_out_r2(name, shuffled=False)
+    _, nothing = held_out_r2(name, shuffled=True)
+    assert losses[-10:].mean() < 0.5 * losses[:5].mean()
+    assert r2 > 0.5
+    assert nothing < 0.05
+
+
+def test_huge_learning_rate_is_a_divergence_and_leaves_finite_weights():
+    model = small_model("swift_v1")
+
+    def loss_of(positions: range) -> torch.Tensor:
+        clip = torch.randn(2, 1, 6, 6, 6, 8, generator=torch.Generator().manual_seed(positions.start))
+        return (model(clip, torch.zeros(2, 2, 2, 2, 8, dtype=torch.bool)) - clip).square().mean()
+
+    training = train(model, loss_of, replace(RECIPE, learning_rate=1e4))
+    assert training.status == "diverged"
+    assert training.step < RECIPE.steps
+    assert all(value.isfinite().all() for value in model.parameters())
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_in_the_end_a_divergence():
+    model = small_model("swift_v2")
+
+    def train_with(bad: set[int]):
+        def loss_of(positions: range) -> torch.Tensor:
+            total = sum(value.square().sum() for value in model.parameters())
+            return total * (torch.nan if positions.start // RECIPE.batch in bad else 1)
+
+        return train(model, loss_of, RECIPE)
+
+    twice = train_with({3, 7})
+    assert (twice.status, twice.skipped, twice.step) == ("completed", 2, 60)
+    assert twice.losses.isnan().nonzero().flatten().tolist() == [3, 7]
+    always = train_with(set(range(10, 60)))
+    assert (always.status, always.step) == ("diverged", 16)
+
+
+# --- the stage -----------------------------------------------------------------------------------------------------
+
+
+def small_study(**pretrain: Any) -> Study:
+    changes: dict[str, Any] = {"steps": 8, "batch_clips": 2, "context_frames": 8, "validation_people": 3, **pretrain}
+    options = {"swift_v1": {"options": {"window": [2, 2, 2, 4]}}, "swift_v2": {"options": {"window": [2, 2, 2]}}}
+    return load_study(DEMO, {"pretrain": changes, "architectures": options})
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """Six people to pretrain on and three to evaluate, two runs of 24 frames each."""
+    root, rng = tmp_path_factory.mktemp("cohort"), np.random.default_rng(1)
+    save_template(TEMPLATE, root / "template")
+    runs = []
+    for person in range(9):
+        for session in ("2", "1"):
+            name = {"dataset": "simulated", "subject": f"p{person}", "session": session, "run": "1"}
+            folder = root / f"shards/sub-p{person}/ses-{session}_run-1"
+            entry = write_shard(folder, 100 + planted(24, rng), TEMPLATE, {**name, **CONTRACT})
+            runs.append({**name, **entry, "mean_fd_mm": 0.1, "overlap": 0.9, "content": f"{person}{session}"})
+    write_json(root / "manifest.json", {"runs": runs})
+    write_json(root / "draws.json", {"0": [f"simulated/p{person}" for person in (3, 1, 0, 5, 2, 4)]})
+    write_json(root / "evaluation_set.json", {"people": {"simulated": ["p6", "p7", "p8"]}, "hash": ""})
+    return root
+
+
+def run(root: Path, study: Study, cell: Cell, output: Path, rates: Path | None = None) -> dict[str, Any]:
+    run_cell(
+        study,
+        cell,
+        template_folder=root / "template",
+        manifests={"simulated": root / "manifest.json"},
+        draws=root / "draws.json",
+        evaluation_set=root / "evaluation_set.json",
+        learning_rate_file=rates,
+        output_folder=output,
+        state_root=output / "state",
+    )
+    return read_json(output / "summary.json")
+
+
+def test_a_cell_says_what_it_is(cohort, tmp_path):
+    summary = run(cohort, small_study(), Cell("swift_v2", "w12", 4, 16), tmp_path)
+    assert set(PRETRAIN_SCHEMA.names) - set(summary) == {"simulated"}
+    assert summary["people"] == [f"simulated/p{person}" for person in (3, 1, 0, 5)]
+    assert (summary["unique_frames"], summary["tokens"], summary["steps"]) == (64, 8 * 2 * 64, 8)
+    assert summary["contract"] == {"template": "small", "space": "MNI", "normalisation": "voxel-z", "tr_s": 1.5}
+    assert summary["val_r2_low"] <= summary["val_r2"] <= summary["val_r2_high"] < 1
+    assert summary["n_validation_people"] == 3
+    history = read_table(tmp_path / "history.parquet")
+    assert set(history.columns) == set(HISTORY_SCHEMA.names)
+    assert history["tokens"].tolist() == [128 * (step + 1) for step in range(8)]
+    model, metadata = load_cell(tmp_path)
+    assert sum(value.numel() for value in model.encoder.parameters()) == summary["parameters"]
+    assert metadata["contract"] == summary["contract"]
+    card = (tmp_path / "model_card.md").read_text()
+    assert all(word in card for word in ("Apache-2.0", "tr_s: 1.5", summary["people_hash"], "completed"))
+    assert not list((tmp_path / "state").glob("*"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_interrupted_cell_is_bitwise_the_one_that_ran_through(cohort, tmp_path, monkeypatch, name):
+    study, cell = small_study(), Cell(name, "w6", 4, 24)
+    run(cohort, study, cell, tmp_path / "through")
+    position = stage.clip_position
+
+    def interrupted(seed: int, at: int, *rest: Any) -> tuple[int, int]:
+        if at == 7:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return position(seed, at, *rest)
+
+    monkeypatch.setattr(stage, "clip_position", interrupted)
+    with pytest.raises(Unfinished, match="after step 4 of 8"):
+        run(cohort, study, cell, tmp_path / "resumed")
+    assert not (tmp_path / "resumed/summary.json").exists()
+    monkeypatch.setattr(stage, "clip_position", position)
+    run(cohort, study, cell, tmp_path / "resumed")
+    one, other = (tmp_path / name / "encoder.safetensors" for name in ("through", "resumed"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_untrained_control_takes_no_step_but_is_scored(cohort, tmp_path):
+    summary = run(cohort, small_study(), Cell("swift_v1", "w6", 4, 24, variant="random"), tmp_path)
+    assert [summary[key] for key in ("status", "steps", "train_loss", "train_flops")] == ["completed", 0, None, 0]
+    assert summary["val_r2"] < 0.01
+    assert len(read_table(tmp_path / "history.parquet")) == 0
+
+
+def test_divergence_is_a_result(cohort, tmp_path):
+    study = small_study(steps=60, learning_rate=1e4)
+    summary = run(cohort, study, Cell("swift_v1", "w6", 4, 24), tmp_path)
+    assert summary["status"] == "diverged"
+    assert "**diverged**" in (tmp_path / "model_card.md").read_text()
+    assert load_cell(tmp_path)
+
+
+def test_collapse_is_a_result(cohort, tmp_path):
+    study = small_study(collapsed_rank=1000.0)
+    assert run(cohort, study, Cell("swift_v1", "w6", 4, 24), tmp_path)["status"] == "collapsed"
+
+
+def test_only_the_first_frames_of_the_first_session_are_trained_on(cohort, tmp_path, monkeypatch):
+    seen = []
+    read = stage.Runs.clip
+
+    def clip(runs: Any, number: int, start: int, frames: int) -> np.ndarray:
+        seen.append((runs.entries[number]["subject"], runs.entries[number]["session"], start + frames))
+        return read(runs, number, start, frames)
+
+    monkeypatch.setattr(stage.Runs, "clip", clip)
+    run(cohort, small_study(steps=40), Cell("swift_v1", "w6", 2, 12), tmp_path)
+    trained = [(subject, session, end) for subject, session, end in seen if subject in ("p3", "p1")]
+    assert {session for _, session, _ in trained} == {"1"}
+    assert max(end for *_, end in trained) == 12
+    assert {subject for subject, *_ in seen} == {"p3", "p1", "p6", "p7", "p8"}
+    with pytest.raises(InputError, match="found 24 frames; expected at least T = 25"):
+        run(cohort, small_study(), Cell("swift_v1", "w6", 2, 25), tmp_path)
+
+
+def test_sweep_validates_on_pretraining_people_that_it_does_not_train_on(cohort, tmp_path):
+    study, cell = small_study(), Cell("swift_v1", "w12", 4, 24, variant="lr-3e-03")
+    summary = run(cohort, study, cell, tmp_path)
+    assert summary["learning_rate"] == 3e-3
+    assert summary["n_validation_people"] == 2
+    with pytest.raises(InputError, match="nobody held out"):
+        run(cohort, study, replace(cell, subjects=6), tmp_path)
+
+
+def sweep(folder: Path, found: dict[float, tuple[str, float | None]]) -> list[Path]:
+    paths = []
+    for rate, (status, loss) in found.items():
+        paths.append(folder / f"{rate}/summary.json")
+        write_json(paths[-1], {"learning_rate": rate, "status": status, "val_loss": loss})
+    return paths
+
+
+def test_learning_rate_of_the_lowest_held_out_loss_is_chosen_and_scaled_by_width(tmp_path):
+    study, output = small_study(), tmp_path / "lr.json"
+    paths = sweep(tmp_path, {1e-3: ("completed", 0.9), 1e-2: ("completed", 0.7), 0.1: ("diverged", 0.1)})
+    choose_learning_rate(study, "swift_v1", paths, output)
+    chosen = json.loads(output.read_text())
+    assert (chosen["rate"], chosen["at_width"], chosen["losses"]) == (1e-2, 12, [0.9, 0.7, None])
+    assert stage.peak_rate(study, Cell("swift_v1", "w24", 4, 24), output) == pytest.approx(5e-3)
+    assert stage.peak_rate(study, Cell("swift_v1", "w6", 4, 24), output) == pytest.approx(2e-2)
+
+
+def test_without_a_sweep_the_configured_rate_holds_and_a_failed_one_is_refused(tmp_path):
+    study, output = small_study(learning_rate=0.004), tmp_path / "lr.json"
+    choose_learning_rate(study, "swift_v2", [], output)
+    chosen = json.loads(output.read_text())
+    assert (chosen["rate"], chosen["rates"]) == (0.004, [])
+    assert "empty" in chosen["decided_by"]
+    with pytest.raises(InputError, match=r"0.1: diverged.*Add lower rates"):
+        choose_learning_rate(study, "swift_v2", sweep(tmp_path, {0.1: ("diverged", None)}), output)
