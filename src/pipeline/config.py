@@ -231,6 +231,7 @@ class Evaluate(Strict):
     penalties: tuple[Positive, ...] = Field((0.001, 0.01, 0.1, 1.0), description="L2 strengths C tried inside train")
     low_shot: tuple[Count, ...] = Field((5, 10), description="Labelled people a class")
     low_shot_draws: Count = Field(20, description="Draws a low-shot size, the same for every system")
+    frames: Count | None = Field(None, description="Length of probed scans, from a run's start, frames; empty: all")
     identity_frames: Count = Field(60, description="Length of the scans whose people are matched, frames")
     bootstrap: Count = Field(1000, description="Resamples of people behind each interval")
     permutations: Count = Field(20, description="Label permutations of the chance row")
@@ -242,7 +243,8 @@ class Spectral(Strict):
 
     band_hz: tuple[Positive, Positive] = Field((0.01, 0.1), description="Band of the slope, Hz")
     bandwidth: Positive = Field(3.0, description="Multitaper time-bandwidth product NW")
-    people: Count = Field(16, description="Evaluation people whose runs are reconstructed")
+    people: Count = Field(16, description="Evaluation people whose first run every encoder reconstructs")
+    raw_people: Count = Field(64, description="Evaluation people whose raw runs are analysed")
     offsets: Count = Field(2, description="Staggered clip offsets averaged, so that no comb stays at the clip rate")
     min_seconds: Positive = Field(200.0, description="Shorter runs are refused, s")
 

@@ -18,7 +18,7 @@ from pipeline.evaluate.splits import draw_splits, seeded
 from pipeline.evaluate.stage import controlled_cells, evaluate_baselines, evaluate_cell
 from pipeline.tables import SCORES_SCHEMA, system_columns
 
-SETTINGS = Evaluate(splits=20, bootstrap=200, permutations=10, low_shot=(5, 15), low_shot_draws=10)
+SETTINGS = Evaluate(splits=40, bootstrap=200, permutations=20, low_shot=(5, 15), low_shot_draws=10)
 CONTRACT = {"template": "small", "space": "MNI", "tr_s": 1.5, "normalisation": "voxel-z"}
 
 
@@ -49,8 +49,8 @@ def test_a_planted_label_is_found_more_shots_help_and_shuffled_labels_do_not() -
     assert abs(chance["value"] - 0.5) < 0.12
     assert chance["low"] < 0.5 < chance["high"]
     splits = table[table["fold"] >= 0]
-    assert splits["fold"].tolist() == list(range(20))
-    assert splits["n"].between(8, 10).all()
+    assert splits["fold"].tolist() == list(range(40))
+    assert splits["n"].between(7, 11).all()
 
 
 def test_intervals_hold_their_estimate() -> None:
@@ -75,7 +75,7 @@ def test_more_shots_than_people_is_a_gap_that_says_so() -> None:
 def test_identity_is_found_in_a_signature_and_lost_when_pairs_are_shuffled() -> None:
     rng, own = np.random.default_rng(0), np.random.default_rng(1).normal(0, 1, (30, 20))
     first, second = own + rng.normal(0, 1, own.shape), own + rng.normal(0, 1, own.shape)
-    table = pd.DataFrame(identity_rows(first, second, np.arange(30), SETTINGS, "key"))
+    table = pd.DataFrame(identity_rows(first[:, None], second[:, None], np.arange(30), SETTINGS, "key"))
     assert value(table, metric="top1", split="oof") > 0.4
     assert value(table, metric="mean_rank", split="oof") > 0.85
     assert value(table, metric="top1", split="permuted") < 0.15

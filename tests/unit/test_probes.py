@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.errors import InputError
 from pipeline.evaluate.probes import (
     balanced_weights,
+    discriminant,
     fit_logistic,
     identify,
     mean_score,
@@ -56,6 +57,14 @@ def test_everybody_is_tested_equally_often() -> None:
     parts = draw_splits(np.arange(60) % 2, np.arange(60), 2000, 0.15, 0.15, seeded("fair"))
     share = (parts == TEST).mean(0)
     assert np.abs(share - share.mean()).max() < 4.5 * np.sqrt(0.15 * 0.85 / 2000)
+
+
+def test_siblings_are_tested_as_often_as_anybody() -> None:
+    """Of 48 people, 6 in pairs: a rule that seats families where most is missing never tests them."""
+    families = np.concatenate([np.arange(42), [42, 42, 43, 43, 44, 44]])
+    parts = draw_splits(np.arange(48) % 2, families, 2000, 0.15, 0.15, seeded("siblings"))
+    share = (parts == TEST).mean(0)
+    assert abs(share[42:].mean() - share[:42].mean()) < 0.03
 
 
 def test_splits_hang_on_the_seed_alone() -> None:
@@ -195,6 +204,22 @@ def test_people_with_a_signature_are_told_apart_and_others_are_not() -> None:
     unknown = identify(similarity(first, rng.permutation(stranger)))
     assert unknown.top1_N.mean() < 0.15
     assert abs(unknown.rank_N.mean() - 0.5) < 0.15
+
+
+def test_a_discriminant_sees_a_signature_under_a_larger_nuisance() -> None:
+    """Clips differ most along what is not the person: correlation follows it, the discriminant ignores it."""
+    rng = np.random.default_rng(2)
+    own, nuisance = rng.normal(0, 1, (40, 1, 6)), rng.normal(0, 1, 6)
+
+    def session() -> np.ndarray:
+        drift = 20 * rng.normal(0, 1, (40, 1, 1)) + 20 * rng.normal(0, 1, (40, 4, 1))
+        return own + drift * nuisance + rng.normal(0, 0.2, (40, 4, 6))
+
+    first, second = session(), session()
+    found = identify(discriminant(first, second)).rank_N.mean()
+    assert found > 0.9 > identify(similarity(first.mean(1), second.mean(1))).rank_N.mean()
+    stranger = identify(discriminant(first, rng.permutation(second))).rank_N.mean()
+    assert abs(stranger - 0.5) < 0.15
 
 
 def test_features_that_are_the_same_for_all_leave_identity_exactly_at_chance() -> None:

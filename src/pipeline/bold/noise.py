@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.signal import fftconvolve
 from scipy.special import gammaln, zeta
-from scipy.stats import gamma
 
 # Double gamma of SPM and FSL in seconds: response, undershoot, undershoot's share.
 PEAK_SHAPE, UNDERSHOOT_SHAPE, UNDERSHOOT = 6.0, 16.0, 1 / 6
@@ -64,7 +63,11 @@ def fractional_gaussian_noise(frames: int, hurst: float, rng: np.random.Generato
 def hrf(step_s: float, delay_s: float = 0.0) -> np.ndarray:
     """Canonical double-gamma haemodynamic response, sampled every `step_s` for 32 s after its delay; area 5/6."""
     since_s = np.arange(0, RESPONSE_S + delay_s, step_s) - delay_s
-    return gamma.pdf(since_s, PEAK_SHAPE) - UNDERSHOOT * gamma.pdf(since_s, UNDERSHOOT_SHAPE)
+    since_s = np.maximum(since_s, 0)
+    peak, undershoot = (
+        since_s ** (shape - 1) * np.exp(-since_s - gammaln(shape)) for shape in (PEAK_SHAPE, UNDERSHOOT_SHAPE)
+    )
+    return np.asarray(peak - UNDERSHOOT * undershoot)
 
 
 def hrf_autocorrelation(lag_s: np.ndarray) -> np.ndarray:

@@ -29,7 +29,9 @@ def connectome(parcels_TP: np.ndarray) -> np.ndarray:
     return np.asarray(np.arctanh(np.clip((units.T @ units)[edges], -0.999999, 0.999999)))
 
 
-def run_features(shards: Iterable[Shard], template: Template, short_frames: int) -> dict[str, RunFeatures]:
+def run_features(
+    shards: Iterable[Shard], template: Template, short_frames: int, frames: int | None = None
+) -> dict[str, RunFeatures]:
     """Features of every run for each system that reads BOLD; each run is read once.
 
     `time_averaged` is the mean image by parcel, `temporal_sd` the SD of parcel means, both divided by the mean over the
@@ -38,16 +40,16 @@ def run_features(shards: Iterable[Shard], template: Template, short_frames: int)
     full: dict[str, list[np.ndarray]] = {CONNECTOME: [], TIME_AVERAGED: [], TEMPORAL_SD: []}
     short: dict[str, list[np.ndarray]] = {name: [] for name in full}
     for shard in shards:
-        bold_TV, mean_V = shard.read(), shard.mean.astype(float)
+        bold_TV, mean_V = shard.read(0, frames), shard.mean.astype(float)
         brain = abs(mean_V.mean()) or 1.0
         parcels_TP = parcel_means(bold_TV, template).astype(float)
         signal_TP = parcel_means(bold_TV * (shard.std / brain), template).astype(float)
         image_P = parcel_means(mean_V[None] / brain, template)[0]
-        for kept, frames in ((full, len(bold_TV)), (short, short_frames)):
-            kept[CONNECTOME].append(connectome(parcels_TP[:frames]))
+        for kept, length in ((full, len(bold_TV)), (short, short_frames)):
+            kept[CONNECTOME].append(connectome(parcels_TP[:length]))
             kept[TIME_AVERAGED].append(image_P)
-            kept[TEMPORAL_SD].append(signal_TP[:frames].std(0))
-    return {name: RunFeatures(np.array(full[name]), np.array(short[name])) for name in full}
+            kept[TEMPORAL_SD].append(signal_TP[:length].std(0))
+    return {name: RunFeatures(np.array(full[name]), np.array(short[name])[:, None]) for name in full}
 
 
 def confound_features(cohort: Cohort, columns: Sequence[str], task: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from pipeline.config import Evaluate
 from pipeline.evaluate.cohort import Task
-from pipeline.evaluate.probes import identify, mean_score, out_of_split_scores, similarity
+from pipeline.evaluate.probes import discriminant, identify, mean_score, out_of_split_scores, similarity
 from pipeline.evaluate.splits import TEST, draw_shots, draw_splits, seeded
 from pipeline.evaluate.statistics import (
     Interval,
@@ -133,10 +133,15 @@ def _low_shot_row(features_MD: np.ndarray, task: Task, shots: int, settings: Eva
 
 
 def identity_rows(
-    first_ND: np.ndarray, second_ND: np.ndarray, families_N: np.ndarray, settings: Evaluate, key: str
+    first_NKD: np.ndarray, second_NKD: np.ndarray, families_N: np.ndarray, settings: Evaluate, key: str
 ) -> list[Row]:
-    """Top-1 and mean rank of matching people's first sessions to their second ones; chance is 1/n and 1/2."""
-    similarity_NN, n = similarity(first_ND, second_ND), len(first_ND)
+    """Top-1 and mean rank of matching people's first sessions to their second ones; chance is 1/n and 1/2.
+
+    With several clips a session a linear probe is fitted on the first session; with one feature vector (a connectome)
+    sessions are matched by correlation, as fingerprinting does.
+    """
+    several, n = first_NKD.shape[1] > 1, len(first_NKD)
+    similarity_NN = discriminant(first_NKD, second_NKD) if several else similarity(first_NKD[:, 0], second_NKD[:, 0])
     found, rng = identify(similarity_NN), seeded(key, "identity")
     rows = []
     for metric, values_N in (("top1", found.top1_N), ("mean_rank", found.rank_N)):

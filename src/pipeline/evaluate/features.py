@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.bold.normalise import zscore
 from pipeline.bold.shards import Shard
 from pipeline.bold.template import Template
 from pipeline.errors import InputError
@@ -20,10 +21,10 @@ from pipeline.models.voxels import scatter_voxels
 
 
 class RunFeatures(NamedTuple):
-    """What stands for each run: over its whole length, and over the first frames alone (for identity)."""
+    """What stands for each run: its mean, and the clips of its first frames one by one (for identity)."""
 
     full_RD: np.ndarray
-    short_RD: np.ndarray
+    short_RKD: np.ndarray
 
 
 def encode_runs(
@@ -42,7 +43,8 @@ def encode_runs(
     encoder : clip (B, 1, X, Y, Z, T) to features (B, D, x, y, z, t).
     context : frames a clip; clips follow each other without overlap from the run's start, a rest is dropped.
     batch : clips encoded at once; memory holds one run and one batch.
-    frames : use only this many first frames of a run.
+    frames : the scan ends after this many frames: they alone are z-scored and encoded. (The first frames of a run
+        that was z-scored as a whole keep its slow drift as their mean, which hides whose scan it is.)
     shuffle : the time-shuffled control: frames of each run in random order.
 
     Raises
@@ -54,7 +56,7 @@ def encode_runs(
     encoder.eval()
     runs = []
     for shard in shards:
-        bold_TV = shard.read(0, frames)
+        bold_TV = shard.read() if frames is None else zscore(shard.read(0, frames))[0]
         if len(bold_TV) < context:
             hint = "Raise shards.min_frames to at least pretrain.context_frames."
             raise InputError(shard.folder, f"{len(bold_TV)} frames", f"at least one clip of {context}", hint)
@@ -76,7 +78,7 @@ def _encode(encoder: nn.Module, clips_BTV: Tensor, index_V: Tensor, template: Te
 
 
 def pool(clips: Sequence[np.ndarray], context: int, short_frames: int) -> RunFeatures:
-    """Means over all clips of each run, and over those inside its first `short_frames` (at least one)."""
-    short = max(1, short_frames // context)
+    """Means over all clips of each run, and the clips inside its first `short_frames` (at least one)."""
+    short = min([max(1, short_frames // context), *map(len, clips)])
     full_RD = np.array([clips_KD.mean(0) for clips_KD in clips])
-    return RunFeatures(full_RD, np.array([clips_KD[:short].mean(0) for clips_KD in clips]))
+    return RunFeatures(full_RD, np.array([clips_KD[:short] for clips_KD in clips]))

@@ -17,6 +17,7 @@ from pipeline.evaluate.splits import TEST, TRAIN, partition, seeded
 
 INNER_FOLDS = 3
 MIN_NESTED = 5  # fewer labelled people a class than this cannot choose C; the middle one of the list is taken
+SHRINKAGE = 0.01  # of the covariance within a person; 1, 10, 30 % gave mean ranks .72, .70, .69 in the demo
 _LARGEST_STEP = 3.0  # most that a Newton step may move a logit; larger steps overshoot where classes are separable
 _SETTLED = 1e-4  # Newton squares its error: a last step of 1e-4 in the logits leaves about 1e-8
 
@@ -169,6 +170,29 @@ def similarity(first_ND: np.ndarray, second_ND: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(scaled, axis=1, keepdims=True)
         units.append(np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 1e-12))
     return np.asarray(units[0] @ units[1].T)
+
+
+def discriminant(first_NKD: np.ndarray, second_NKD: np.ndarray) -> np.ndarray:
+    """(N, N) nearness of each first to each second scan under a linear discriminant fitted on the first alone.
+
+    Parameters
+    ----------
+    first_NKD, second_NKD : features of K >= 2 clips of each person's scan. Clips of one scan differ by what is not the
+        person; their pooled covariance is the metric, minus the squared distance of means the nearness.
+
+    Source: Fisher (1936), with the covariance shrunk by 1 % towards a multiple of the identity.
+    """
+    centre_D, scale_D = first_NKD.mean((0, 1)), first_NKD.std((0, 1))
+    scale_D = np.where(scale_D > 1e-12, scale_D, 1.0)
+    first_NKD, second_NKD = (first_NKD - centre_D) / scale_D, (second_NKD - centre_D) / scale_D
+    within_MD = (first_NKD - first_NKD.mean(1, keepdims=True)).reshape(-1, first_NKD.shape[2])
+    people, clips, features = first_NKD.shape
+    covariance_DD = within_MD.T @ within_MD / (people * (clips - 1))
+    level = np.trace(covariance_DD) / features or 1.0
+    shrunk_DD = (1 - SHRINKAGE) * covariance_DD + SHRINKAGE * level * np.eye(features)
+    whitening_DD = np.linalg.inv(np.linalg.cholesky(shrunk_DD)).T
+    first_ND, second_ND = first_NKD.mean(1) @ whitening_DD, second_NKD.mean(1) @ whitening_DD
+    return np.asarray(-((first_ND[:, None] - second_ND[None]) ** 2).sum(-1))
 
 
 def identify(similarity_NN: np.ndarray, own_N: np.ndarray | None = None) -> Identity:

@@ -5,7 +5,9 @@ Axes: N people, S splits. Everything here is a function of the labels, the famil
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.artefact import digest
 from pipeline.errors import InputError
 
 TEST, VALIDATION, TRAIN = 0, 1, 2
+MOST_DRAWS = 200  # of one split, before its parts are called impossible
 MIN_CLASS = 5  # people a class, below which 70:15:15 leaves no test part with both classes
 
 
@@ -27,21 +30,22 @@ def partition(
 ) -> np.ndarray:
     """(N,) part of each person; every class is divided by `shares`, and a family lies in one part.
 
-    Families come in random order, the large ones first; each goes where its classes are missing most.
+    Families come in random order, and each draws its part by the places that are left for its classes, so that
+    everybody is tested equally often: a rule that seats large families where most is missing never tests siblings.
     """
     label_N = np.asarray(labels_N, dtype=int)
     family_N = np.unique(families_N, return_inverse=True)[1].ravel()
     counts_F2 = np.zeros((family_N.max() + 1, 2), dtype=int)
     np.add.at(counts_F2, (family_N, label_N), 1)
-    needed = [[share * (label_N == label).sum() for label in (0, 1)] for share in shares]
-    shuffled = rng.permutation(len(counts_F2))
+    places = [[share * (label_N == label).sum() for label in (0, 1)] for share in shares]
     part_F = np.empty(len(counts_F2), dtype=int)
-    for family in shuffled[np.argsort(-counts_F2[shuffled].sum(1), kind="stable")]:
+    for family, chance in zip(rng.permutation(len(counts_F2)), rng.random(len(counts_F2)), strict=True):
         negative, positive = counts_F2[family].tolist()
-        gains = [need[0] * negative + need[1] * positive for need in needed]
-        part_F[family] = part = gains.index(max(gains))
-        needed[part][0] -= negative
-        needed[part][1] -= positive
+        weights = [max(left[0], 0) * negative + max(left[1], 0) * positive for left in places]
+        bounds = list(accumulate(weights))
+        part_F[family] = part = min(bisect_right(bounds, chance * bounds[-1]), len(places) - 1)
+        places[part][0] -= negative
+        places[part][1] -= positive
     return np.asarray(part_F[family_N])
 
 
@@ -66,14 +70,23 @@ def draw_splits(
         found, hint = f"{sizes[1]} positive and {sizes[0]} negative people", "Add people, or drop this label."
         raise InputError(where, found, f"at least {MIN_CLASS} of each among evaluation people", hint)
     shares = (test, validation, 1 - test - validation)
-    parts_SN = np.array([partition(labels_N, families_N, shares, rng) for _ in range(splits)])
-    for part in (TEST, TRAIN):
-        for label in (0, 1):
-            if not ((parts_SN == part) & (labels_N == label)).any(1).all():
-                found = "a split without one of the classes"
-                hint = "People of a class are too few, or families too large, for evaluate.test."
-                raise InputError(where, found, "both classes in train and test", hint)
-    return parts_SN
+    return np.array([_usable(labels_N, families_N, shares, rng, where) for _ in range(splits)])
+
+
+def _usable(
+    labels_N: np.ndarray, families_N: np.ndarray, shares: Sequence[float], rng: np.random.Generator, where: str
+) -> np.ndarray:
+    """A partition whose train and test parts hold both classes, and test not twice its share; redrawn until it does."""
+    most = 2 * shares[TEST] * len(labels_N) + 1
+    for _ in range(MOST_DRAWS):
+        part_N = partition(labels_N, families_N, shares, rng)
+        fits = (part_N == TEST).sum() <= most
+        if fits and all(((part_N == part) & (labels_N == label)).any() for part in (TEST, TRAIN) for label in (0, 1)):
+            return part_N
+    hint = "People of a class are too few, or families too large, for evaluate.test."
+    raise InputError(
+        where, f"no such split in {MOST_DRAWS} draws", "both classes in train and test, and test near its share", hint
+    )
 
 
 def draw_shots(

@@ -71,7 +71,8 @@ def evaluate_cell(
         require_unseen(cohort, trained_on, participants, folder)
         shards = [Shard.open(path, metadata["contract"]) for path in cohort.folders]
         for columns, shuffle in _inputs(study, cell, cohort):
-            clips = encode_runs(model.encoder, shards, template, context, shuffle=shuffle)
+            frames = study.evaluate.frames
+            clips = encode_runs(model.encoder, shards, template, context, frames=frames, shuffle=shuffle)
             about = _about(cohort, columns, summary["status"])
             rows.append(_read_out(study, cohort, about, pool(clips, context, study.evaluate.identity_frames)))
     files = {"encoder": folder / "encoder.safetensors", "evaluation_set": evaluation_set}
@@ -128,7 +129,8 @@ def _about(cohort: Cohort, columns: Row, status: str = "completed") -> Row:
 
 def _from_bold(study: Study, cohort: Cohort, template: Template) -> Iterator[Rows]:
     shards = (Shard.open(path, {"template": template.key}) for path in cohort.folders)
-    for system, features in baselines.run_features(shards, template, study.evaluate.identity_frames).items():
+    lengths = study.evaluate.identity_frames, study.evaluate.frames
+    for system, features in baselines.run_features(shards, template, *lengths).items():
         yield _read_out(study, cohort, _about(cohort, system_columns(system)), features)
 
 
@@ -139,14 +141,14 @@ def _without_bold(study: Study, cohort: Cohort) -> Iterator[Rows]:
         yield _label(study, cohort, task, confounds, baselines.confound_features(cohort, named, task.name))
     nothing_RD = baselines.no_features(len(cohort.runs))
     chance = _about(cohort, system_columns(baselines.CHANCE))
-    yield _read_out(study, cohort, chance, RunFeatures(nothing_RD, nothing_RD))
+    yield _read_out(study, cohort, chance, RunFeatures(nothing_RD, nothing_RD[:, None]))
 
 
 def _read_out(study: Study, cohort: Cohort, about: Row, features: RunFeatures) -> Rows:
     """All that is read from one system's features of runs: every label, and identity."""
     person_ND = cohort.per_person(features.full_RD)
     labels = [_label(study, cohort, task, about, person_ND) for task in cohort.tasks]
-    return _merge([*labels, _identity(study, cohort, about, features.short_RD)])
+    return _merge([*labels, _identity(study, cohort, about, features.short_RKD)])
 
 
 def _label(study: Study, cohort: Cohort, task: Task, about: Row, person_ND: np.ndarray) -> Rows:
@@ -160,14 +162,14 @@ def _label(study: Study, cohort: Cohort, task: Task, about: Row, person_ND: np.n
     return Rows(summaries, rows, _score_rows(study, cohort, task, about, score_M))
 
 
-def _identity(study: Study, cohort: Cohort, about: Row, short_RD: np.ndarray) -> Rows:
+def _identity(study: Study, cohort: Cohort, about: Row, short_RKD: np.ndarray) -> Rows:
     """Identity across sessions; no rows where fewer than two people have two."""
     (first, second), person_M = cohort.session_pairs()
     if len(person_M) < 2:
         return Rows([], [], [])
-    if np.isfinite(short_RD).all():
+    if np.isfinite(short_RKD).all():
         families_M = cohort.people["family"].to_numpy()[person_M]
-        found = identity_rows(short_RD[first], short_RD[second], families_M, study.evaluate, cohort.key)
+        found = identity_rows(short_RKD[first], short_RKD[second], families_M, study.evaluate, cohort.key)
     else:
         found = missing_rows("identity", tuple(UNITS), len(person_M))
     return Rows(_complete(about, found), [], [])

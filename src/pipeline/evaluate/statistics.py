@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -147,7 +147,7 @@ def auroc_interval(
         return percentile_interval(area, weighted_auroc(labels_N, scores_N, weights_RN), confidence)
     if len(np.unique(groups_N)) < len(groups_N):
         raise ValueError("DeLong needs independent people; use method='bootstrap' where families have several")
-    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt(_delong_covariance(labels_N, scores_N[None])[0, 0])
+    half = special.ndtri((1 + confidence) / 2) * np.sqrt(_delong_covariance(labels_N, scores_N[None])[0, 0])
     half /= area * (1 - area)
     low, high = special.expit(special.logit(area) + np.array([-half, half]))
     return Interval(area, float(low), float(high))
@@ -172,8 +172,8 @@ def compare_aurocs(
     if method == "delong":
         contrast = np.array([1.0, -1.0])
         error = np.sqrt(contrast @ _delong_covariance(labels_N, both_2N) @ contrast)
-        half = stats.norm.ppf((1 + confidence) / 2) * error
-        p_value = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+        half = special.ndtri((1 + confidence) / 2) * error
+        p_value = 2 * special.ndtr(-abs(difference) / error) if error > 0 else float(difference == 0)
         return Comparison(difference, difference - half, difference + half, float(p_value))
     groups_N = np.arange(len(labels_N)) if groups_N is None else groups_N
     weights_RN = family_weights(groups_N, resamples, rng or np.random.default_rng(0))
@@ -198,8 +198,8 @@ def corrected_repeated_cv_test(
     """
     splits, mean = len(differences_S), float(np.mean(differences_S))
     error = float(np.sqrt((1 / splits + test / train) * np.var(differences_S, ddof=1)))
-    half = float(stats.t.ppf((1 + confidence) / 2, splits - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(mean) / error, splits - 1)) if error > 0 else float(mean == 0)
+    half = float(special.stdtrit(splits - 1, (1 + confidence) / 2)) * error
+    p_value = float(2 * special.stdtr(splits - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return Comparison(mean, mean - half, mean + half, p_value)
 
 
@@ -217,7 +217,9 @@ def _delong_covariance(labels_N: np.ndarray, scores_KN: np.ndarray) -> np.ndarra
     """(K, K) covariance of the AUROCs of K score vectors, from midranks: Sun & Xu (2014) IEEE SPL 21:1389."""
     positive = labels_N.astype(bool)
     pos, neg = int(positive.sum()), int((~positive).sum())
-    rank_all = stats.rankdata(scores_KN, axis=1)
-    above_KP = (rank_all[:, positive] - stats.rankdata(scores_KN[:, positive], axis=1)) / neg
-    above_KM = 1 - (rank_all[:, ~positive] - stats.rankdata(scores_KN[:, ~positive], axis=1)) / pos
+    from scipy.stats import rankdata  # scipy.stats takes a second to import; evaluation jobs do without
+
+    rank_all = rankdata(scores_KN, axis=1)
+    above_KP = (rank_all[:, positive] - rankdata(scores_KN[:, positive], axis=1)) / neg
+    above_KM = 1 - (rank_all[:, ~positive] - rankdata(scores_KN[:, ~positive], axis=1)) / pos
     return np.atleast_2d(np.cov(above_KP)) / pos + np.atleast_2d(np.cov(above_KM)) / neg

@@ -69,6 +69,9 @@ def _loss(
     title, label, form = AXES[x]
     style.letter(axes, name, title)
     rows = block_rows(study, block, pretrain)
+    if rows["unexplained"].isna().all():
+        style.nothing(axes, "no such cells in this study" if rows.empty else "no cell has a held-out loss")
+        return pd.DataFrame()
     for architecture, look in style.looks(study).items():
         _seeds(axes, pick(rows, architecture=architecture), x, look, study.evaluate.confidence)
         _fit(axes, pick(scaling, architecture=architecture, x=x), look)

@@ -116,7 +116,8 @@ def _spectra(axes: Axes, study: Study, spectra: pd.DataFrame, dataset: str, lett
 
 def _who(rows: pd.DataFrame) -> str:
     kind = "simulated cohort" if rows["simulated"].any() else "real data"
-    people = int(pick(rows, system="raw", architecture="")["n"].max() if len(rows) else 0)
+    reconstructed = rows[rows["architecture"] != ""]
+    people = int(reconstructed["n"].max() if len(reconstructed) else 0)
     return f"{kind} (n = {people})" if people != 1 else f"{kind}, one run (n = 1)"
 
 
@@ -154,6 +155,7 @@ def _forest(
         planted = pick(line.rows, metric=f"{metric}_planted")["value"]
         axes.plot(planted.iloc[:1], [place] * len(planted.iloc[:1]), "|", color="#B00020", ms=11, mew=2, zorder=1)
     style.forest_rows(axes, [line.label for line in lines])
+    _frame(axes, lines, metric)
     reference = pick(lines[0].rows, metric=metric, dataset=shown[:1])["value"].mean() if lines else np.nan
     axes.axvline(reference, color=style.INK, ls="-.", lw=0.9, zorder=0)
     axes.axvline(0.0 if metric == "beta" else 0.5, color=style.GREY, ls="--", lw=1, zorder=0)
@@ -162,6 +164,25 @@ def _forest(
         f"slope β over {low:g}-{high:g} Hz (white noise: 0)" if metric == "beta" else "H (white noise: 0.5)"
     )
     return pd.concat(drawn) if drawn else pd.DataFrame()
+
+
+def _frame(axes: Axes, lines: list[Line], metric: str) -> None:
+    """Frame the signals themselves; a surrogate that lies outside is told by its number at the edge."""
+    signals = [pick(line.rows, metric=metric) for line in lines if not line.suffix]
+    ends = pd.concat(signals)[["value", "low", "high"]].to_numpy(dtype=float).ravel() if signals else np.array([])
+    ends = ends[np.isfinite(ends)]
+    if not len(ends):
+        return
+    pad = 0.08 * (float(np.ptp(ends)) or 1.0)
+    low, high = float(ends.min()) - pad, float(ends.max()) + pad
+    axes.set_xlim(low, high)
+    for place, line in enumerate(lines):
+        values = pick(line.rows, metric=f"{metric}{line.suffix}")["value"].dropna()
+        outside = values[(values < low) | (values > high)]
+        if len(outside):
+            right = outside.mean() > high
+            text = f"{outside.mean():.1f} ▸" if right else f"◂ {outside.mean():.1f}"
+            axes.text(high if right else low, place, text, ha="right" if right else "left", va="center", fontsize=7.5)
 
 
 def _points(axes: Axes, at: float, part: pd.DataFrame, line: Line, rank: int) -> None:

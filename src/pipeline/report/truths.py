@@ -205,9 +205,8 @@ def _evaluation(study: Study, probe: pd.DataFrame, benchmark: pd.DataFrame, pret
 
         sex = rows(probe, task="sex", metric="auroc", split="oof")
         yield _above(sex, f"sex_{who}", f"AUROC of sex above chance, {name}", 0.5)
-        identity = rows(probe, task="identity", metric="top1", split="oof")
-        chance = 1 / identity["n"].max() if len(identity) else np.nan
-        yield _above(identity, f"identity_{who}", f"share of people matched above chance, {name}", chance)
+        identity = rows(probe, task="identity", metric="mean_rank", split="oof")
+        yield _above(identity, f"identity_{who}", f"identity, share of others ranked below, above chance, {name}", 0.5)
         for task in sorted(set(pick(benchmark, metric="auroc")["task"])):
             permuted = rows(benchmark, task=task, metric="auroc", split="permuted")
             yield _chance(permuted, f"permuted_{task}_{who}", f"AUROC of permuted labels at chance, {task}, {name}")

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pipeline.evaluate.statistics import bootstrap_interval, family_weights
 from pipeline.spectral.hurst import hurst_of_spectrum
@@ -153,7 +153,7 @@ def result_rows(
             value, low, high = bootstrap_interval(values_P, None, confidence, resamples, rng)
         else:
             (only, _), *_ = people.values()
-            reach = float(stats.t.ppf((1 + confidence) / 2, GROUPS - 1)) * only.error
+            reach = float(special.stdtrit(GROUPS - 1, (1 + confidence) / 2)) * only.error
             value, low, high = only.value, only.value - reach, only.value + reach
             if metric.endswith("_difference"):
                 low = max(low, 0.0)  # the size of a difference, which has no sign

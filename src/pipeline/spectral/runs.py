@@ -36,13 +36,14 @@ def person_runs(
     manifests: Mapping[str, str | Path],
     evaluation_set: str | Path,
     contract: Mapping[str, Any],
+    people: int,
     every_run: bool,
 ) -> Iterator[PersonRun]:
-    """Runs that are analysed, person after person: evaluation people where the data set has them, else everybody."""
+    """Runs of the first `people`, person after person: evaluation people where a data set has them, else everybody."""
     evaluated, index = read_json(evaluation_set)["people"], 0
     for dataset, manifest in manifests.items():
-        entries = _entries(study, Path(manifest), evaluated.get(dataset), every_run)
-        for entry in entries:
+        entries = _entries(study, Path(manifest), evaluated.get(dataset), people)
+        for entry in (run for runs in entries for run in (runs if every_run else runs[:1])):
             shard = Shard.open(entry["path"], contract)
             bold_TV = shard.read()
             _refuse_filtered(study, shard, bold_TV)
@@ -51,17 +52,18 @@ def person_runs(
             index += 1
 
 
-def _entries(study: Study, manifest: Path, evaluated: list[str] | None, every_run: bool) -> list[dict[str, Any]]:
+def _entries(study: Study, manifest: Path, evaluated: list[str] | None, people: int) -> list[list[dict[str, Any]]]:
+    """Long enough runs of each of the first `people` who have one."""
     listed = sorted(read_json(manifest)["runs"], key=lambda entry: (entry["subject"], entry["session"], entry["run"]))
     long_enough = [entry for entry in listed if entry["frames"] * entry["tr_s"] >= study.spectral.min_seconds]
     wanted = sorted(evaluated) if evaluated is not None else list(dict.fromkeys(entry["subject"] for entry in listed))
     runs = {subject: [entry for entry in long_enough if entry["subject"] == subject] for subject in wanted}
-    people = [entries for entries in runs.values() if entries][: study.spectral.people]
-    if not people:
+    found_runs = [entries for entries in runs.values() if entries][:people]
+    if not found_runs:
         found = f"none of {len(listed)} runs of at least {study.spectral.min_seconds:g} s"
         hint = "Use longer runs: a slope from 0.01 Hz needs 200 s."
         raise InputError(manifest, found, "a run that is long enough", hint)
-    return [entry for entries in people for entry in (entries if every_run else entries[:1])]
+    return found_runs
 
 
 def _refuse_filtered(study: Study, shard: Shard, bold_TV: np.ndarray) -> None:

@@ -70,7 +70,9 @@ def analyse_raw(
     """
     template = load_template(template_folder)
     found: list[Finding | Curve] = []
-    for run in person_runs(study, manifests, evaluation_set, {"template": template.key}, every_run=True):
+    for run in person_runs(
+        study, manifests, evaluation_set, {"template": template.key}, study.spectral.raw_people, True
+    ):
         found += _raw_findings(study, template, run)
     _write(study, found, system_columns, "completed", spectral_out, spectra_out, {"evaluation_set": evaluation_set})
 
@@ -100,7 +102,7 @@ def analyse_cell(
     model = as_functions(study, cell, encoder, template)
     found: list[Finding | Curve] = []
     seen: set[str] = set()
-    for run in person_runs(study, manifests, evaluation_set, metadata["contract"], every_run=False):
+    for run in person_runs(study, manifests, evaluation_set, metadata["contract"], study.spectral.people, False):
         found += _cell_findings(study, cell.architecture, model, run)
         if not seen:  # depends on the number of frames alone
             found += _constant_input(study, cell.architecture, model, run)
