@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,7 @@ Slug = Annotated[str, AfterValidator(_slug)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+EvaluatedBlock: TypeAlias = Literal["scaling", "data", "iso_tokens", "off_diagonal", "random_weights"]
 Role: TypeAlias = Literal["pretrain", "evaluate", "spectra"]
 
 
@@ -243,6 +244,9 @@ class Spectral(Strict):
 
     band_hz: tuple[Positive, Positive] = Field((0.01, 0.1), description="Band of the slope, Hz")
     bandwidth: Positive = Field(3.0, description="Multitaper time-bandwidth product NW")
+    blocks: tuple[EvaluatedBlock, ...] = Field(
+        get_args(EvaluatedBlock), description="Blocks of the grid whose encoders reconstruct runs"
+    )
     people: Count = Field(16, description="Evaluation people whose first run every encoder reconstructs")
     raw_people: Count = Field(64, description="Evaluation people whose raw runs are analysed")
     offsets: Count = Field(2, description="Staggered clip offsets averaged, so that no comb stays at the clip rate")
@@ -294,7 +298,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _agree(self) -> Study:
-        for block in ("scaling", "data", "iso_tokens", "off_diagonal", "random_weights"):
+        for block in get_args(EvaluatedBlock):
             for number, cells in enumerate(getattr(self.grid, block)):
                 self._check_cells(f"grid.{block}.{number}", cells)
         sweep = self.grid.learning_rate

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
-from pipeline.config import SLUG_PATTERN, Cells, Study
+from pipeline.config import SLUG_PATTERN, Cells, EvaluatedBlock, Study
 from pipeline.errors import InputError, nearest
 
-Block = Literal["scaling", "data", "iso_tokens", "off_diagonal", "random_weights", "learning_rate"]
+Block = Literal[EvaluatedBlock, "learning_rate"]
 MAIN, RANDOM = "main", "random"
 
 _PATH = re.compile(

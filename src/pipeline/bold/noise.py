@@ -7,7 +7,6 @@ Axes: T frames, S series, K networks.
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import fftconvolve
 from scipy.special import gammaln, zeta
 
 # Double gamma of SPM and FSL in seconds: response, undershoot, undershoot's share.
@@ -73,7 +72,7 @@ def hrf(step_s: float, delay_s: float = 0.0) -> np.ndarray:
 def hrf_autocorrelation(lag_s: np.ndarray) -> np.ndarray:
     """Autocorrelation of the response at lags in seconds: how alike two networks' events are if one comes later."""
     response = hrf(EVENT_STEP_S)
-    correlation = fftconvolve(response, response[::-1])[len(response) - 1 :]
+    correlation = np.convolve(response, response[::-1])[len(response) - 1 :]
     lags_s = EVENT_STEP_S * np.arange(len(correlation))
     return np.interp(np.abs(lag_s), lags_s, correlation / correlation[0])
 
@@ -118,6 +117,8 @@ def haemodynamic_events(
     chance = EVENT_RATE_HZ * step_s
     sources = (rng.standard_normal(shape) * (rng.random(shape) < chance)) @ mixing_KS.T
     responses = [hrf(step_s, delay) for delay in delays_s]
+    from scipy.signal import fftconvolve  # scipy.signal takes a second to import
+
     seen = [fftconvolve(source, response)[: len(source)] for source, response in zip(sources.T, responses, strict=True)]
     sizes = [np.sqrt(chance * np.sum(response**2)) for response in responses]
     return np.stack(seen, axis=1)[lead::substeps] / sizes

@@ -59,7 +59,7 @@ def _entries(study: Study, manifest: Path, evaluated: list[str] | None, people: 
     wanted = sorted(evaluated) if evaluated is not None else list(dict.fromkeys(entry["subject"] for entry in listed))
     runs = {subject: [entry for entry in long_enough if entry["subject"] == subject] for subject in wanted}
     found_runs = [entries for entries in runs.values() if entries][:people]
-    if not found_runs:
+    if people and not found_runs:
         found = f"none of {len(listed)} runs of at least {study.spectral.min_seconds:g} s"
         hint = "Use longer runs: a slope from 0.01 Hz needs 200 s."
         raise InputError(manifest, found, "a run that is long enough", hint)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy import fft, signal
+from scipy import fft
 
 SpectrumMethod = Literal["multitaper", "welch"]
 
@@ -43,7 +43,9 @@ def power_spectrum(
     """
     if method == "welch":
         segment = min(len(bold_TV), max(8, round(WELCH_SEGMENT_S / tr_s)))
-        freqs_F, power_FV = signal.welch(bold_TV, 1 / tr_s, nperseg=segment, axis=0)
+        from scipy.signal import welch  # scipy.signal takes a second to import
+
+        freqs_F, power_FV = welch(bold_TV, 1 / tr_s, nperseg=segment, axis=0)
         return freqs_F[1:], power_FV[1:]
     if method != "multitaper":
         raise ValueError(f"method: found '{method}'; expected 'multitaper' or 'welch'")
@@ -73,7 +75,9 @@ def tapered_spectrum(bold_TV: np.ndarray, tr_s: float, tapers_KT: np.ndarray) ->
 
 @lru_cache(maxsize=8)
 def _slepian_tapers(frames: int, bandwidth: float) -> np.ndarray:
-    return signal.windows.dpss(frames, bandwidth, Kmax=round(2 * bandwidth) - 1)
+    from scipy.signal import windows
+
+    return windows.dpss(frames, bandwidth, Kmax=round(2 * bandwidth) - 1)
 
 
 def spectral_slope(

@@ -20,7 +20,7 @@ from pipeline.bold.noise import fgn_spectrum, fractional_gaussian_noise
 from pipeline.bold.template import Template, load_template, parcel_means
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.grid import Cell
+from pipeline.grid import Cell, block_cells
 from pipeline.spectral import surrogates
 from pipeline.spectral.hurst import HurstMethod, hurst_exponent
 from pipeline.spectral.measure import (
@@ -89,6 +89,8 @@ def analyse_cell(
 ) -> None:
     """The same of what one encoder reconstructs of masked tokens, beside the raw runs and surrogates of equal R^2.
 
+    A cell outside `spectral.blocks` gets tables without rows.
+
     Raises
     ------
     InputError : the shards' contract differs from the one it was trained for, or as in `analyse_raw`.
@@ -102,7 +104,9 @@ def analyse_cell(
     model = as_functions(study, cell, encoder, template)
     found: list[Finding | Curve] = []
     seen: set[str] = set()
-    for run in person_runs(study, manifests, evaluation_set, metadata["contract"], study.spectral.people, False):
+    analysed = any(cell in block_cells(study, block) for block in study.spectral.blocks)
+    people = study.spectral.people if analysed else 0
+    for run in person_runs(study, manifests, evaluation_set, metadata["contract"], people, False):
         found += _cell_findings(study, cell.architecture, model, run)
         if not seen:  # depends on the number of frames alone
             found += _constant_input(study, cell.architecture, model, run)
@@ -253,4 +257,4 @@ def _write(
         (spectra_out, curves, SPECTRA_SCHEMA, {}),
     ):
         whole = [{**row, **system(row["system"]), **more, "simulated": simulated[row["dataset"]]} for row in rows]
-        write_table(path, pd.DataFrame(whole), schema, record)
+        write_table(path, pd.DataFrame(whole, columns=schema.names), schema, record)
