@@ -215,14 +215,14 @@ def spectral_tables(
             }  # fmt: skip
             who = tables.cell_columns(cell)
             slopes += _slope_rows(who, dataset, numbers, 0.08, 8 if n > 1 else 1)
-            spectra += _spectrum(who, dataset, frequency, beta, 8)
+            spectra += _spectrum(who, dataset, frequency, beta, 8 if n > 1 else 1)
             for system, level in (
                 ("constant_input", 0.05),
                 ("noise_matched", 0.5),
                 ("smooth_matched", 1.6),
                 ("raw", 1.0),
             ):
-                spectra += _spectrum({**who, "system": system}, dataset, frequency, level, 8)
+                spectra += _spectrum({**who, "system": system}, dataset, frequency, level, 8 if n > 1 else 1)
     return pd.DataFrame(slopes, columns=tables.RESULT_SCHEMA.names), pd.DataFrame(spectra)[tables.SPECTRA_SCHEMA.names]
 
 

@@ -54,7 +54,7 @@ def _fields(model: type[Strict]) -> list[tuple[str, Any]]:
 
 
 def test_every_key_has_a_meaning_in_the_schema() -> None:
-    models = [model for model in Strict.__subclasses__() if model is not Study]
+    models = [model for model in Strict.__subclasses__() if model.__module__ == Study.__module__ and model is not Study]
     silent = [name for model in models for name, field in _fields(model) if not field.description]
     assert not silent, f"without a description: {silent}"
 

@@ -58,7 +58,7 @@ def test_membership_is_append_only(standard: dict[str, str], tmp_path: Path) -> 
     (tmp_path / "a/participants.tsv").write_text("\n".join([table[0], *reversed(table[1:])]) + "\n")
     study = builders.make_study(standard, tmp_path / "a", {"people": 5})
     write_people(study, "cohort", out)
-    grown = read_people(out / "participants.tsv")["subject"]
+    grown = list(read_people(out / "participants.tsv")["subject"])
     assert (first, grown) == (["01", "02", "03"], ["01", "02", "03", "05", "04"])
 
 

@@ -151,7 +151,7 @@ def test_features_keep_their_true_rate():
 def data(tmp_path_factory):
     """Six simulated people with H 0.8 in two runs each, one "real" run, and an encoder with fresh weights."""
     root, template, rng = tmp_path_factory.mktemp("spectral"), small_template(), np.random.default_rng(0)
-    changes = {"spectral": {"people": 4}, "evaluate": {"bootstrap": 200}}
+    changes = {"spectral": {"people": 4, "raw_people": 4}, "evaluate": {"bootstrap": 200}}
     study = load_study(DEMO, changes)
     save_template(template, root / "template")
     for dataset, subjects, frames in (("simulated", "abcdef", 160), ("rapidtide", "r", 260)):

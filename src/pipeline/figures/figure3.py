@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from pipeline.config import Study
 from pipeline.figures import style
@@ -125,11 +126,14 @@ def _exchange(axes: Axes, study: Study, surface: pd.DataFrame, letter: str) -> N
             axes.text(0.98, row + 0.12, "interval unbounded", transform=where, ha="right", fontsize=7, color=style.GREY)
     style.forest_rows(axes, [""] * len(known))
     axes.axvline(EVEN, color=style.GREY, ls="--", lw=1)
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0.5), max(high, 4.0))
+    _, high = axes.get_xlim()
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.1, min(max(high, 8.0), 512.0))
+    axes.xaxis.set_major_locator(LogLocator(base=4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("factor on $T$ that is worth\ntwice the people")
     for x, side, text in ((0.02, "left", "frames\nworth more"), (0.98, "right", "people\nworth more")):
-        axes.text(x, 0.98, text, transform=axes.transAxes, ha=side, va="top", fontsize=7.5, color=style.GREY)
+        axes.text(x, 0.02, text, transform=axes.transAxes, ha=side, va="bottom", fontsize=7.5, color=style.GREY)
 
 
 def _verdict(surface: pd.DataFrame) -> str:

@@ -116,8 +116,9 @@ def _spectra(axes: Axes, study: Study, spectra: pd.DataFrame, dataset: str, lett
 
 def _who(rows: pd.DataFrame) -> str:
     kind = "simulated cohort" if rows["simulated"].any() else "real data"
-    reconstructed = rows[rows["architecture"] != ""]
-    people = int(reconstructed["n"].max() if len(reconstructed) else 0)
+    raw = pick(rows, system="raw")
+    beside = raw[raw["architecture"] != ""]  # the runs that the encoders reconstructed
+    people = int((beside if len(beside) else raw)["n"].max() if len(raw) else 0)
     return f"{kind} (n = {people})" if people != 1 else f"{kind}, one run (n = 1)"
 
 
@@ -134,7 +135,7 @@ def _planted(axes: Axes, truths: pd.DataFrame | None) -> pd.DataFrame:
     axes.plot(ends, ends, color=style.GREY, ls="--", lw=1)
     correlation, error = np.corrcoef(people["planted"], people["found"])[0, 1], people["found"] - people["planted"]
     told = f"n = {len(people)} simulated people\nr = {correlation:.2f}, mean error {error.mean():+.3f}"
-    axes.text(0.03, 0.97, told, transform=axes.transAxes, va="top", fontsize=7.5, color=style.GREY)
+    axes.text(0.97, 0.03, told, transform=axes.transAxes, ha="right", va="bottom", fontsize=7.5, color=style.GREY)
     axes.set(xlabel="expected slope of the planted spectrum", ylabel="measured slope β")
     return numbers("C", people.assign(simulated=True), "planted", "found", n="n")
 
@@ -182,7 +183,9 @@ def _frame(axes: Axes, lines: list[Line], metric: str) -> None:
         if len(outside):
             right = outside.mean() > high
             text = f"{outside.mean():.1f} ▸" if right else f"◂ {outside.mean():.1f}"
-            axes.text(high if right else low, place, text, ha="right" if right else "left", va="center", fontsize=7.5)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+            ends_at: dict[str, Any] = {"ha": "right" if right else "left", "va": "center", "fontsize": 7.5, "bbox": box}
+            axes.text(high if right else low, place, text, **ends_at)
 
 
 def _points(axes: Axes, at: float, part: pd.DataFrame, line: Line, rank: int) -> None:
