@@ -28,7 +28,7 @@ smoke: $(VENV)/.installed ## the demo with fewer cells, for CI
 	pipeline truths --print results/smoke/tables/truths.parquet
 
 test: $(VENV)/.installed ## every test
-	pytest
+	pytest --numprocesses $(CORES) --dist loadgroup
 
 lint: $(VENV)/.installed ## style, types, layers, workflow
 	ruff check .

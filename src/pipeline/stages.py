@@ -64,9 +64,9 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
         "baselines": [study.evaluate, study.seed, _label_settings(study)],
         "spectral": [study.spectral, study.seed, _roles(study)],
         "tables": [cell.path for cell in all_cells(study)],
-        "scaling": [study.scaling, study.seed, study.grid, study.architectures],
+        "scaling": [study.scaling, study.evaluate.confidence, study.seed, study.grid, _ladders(study)],
         "claims": [study.grid, study.seed],
-        "truths": [study.datasets, study.grid, study.spectral.band_hz],
+        "truths": [study.datasets, study.grid, study.spectral.band_hz, _labels_of_architectures(study)],
         "figures": [study.figures, study.grid, _labels_of_architectures(study)],
         "report": [study.grid, _labels_of_architectures(study)],
     }
@@ -109,6 +109,10 @@ def _label_settings(study: Study) -> Any:
 
 def _roles(study: Study) -> Any:
     return {name: dataset.roles for name, dataset in study.datasets.items()}
+
+
+def _ladders(study: Study) -> Any:
+    return {name: list(architecture.sizes) for name, architecture in study.architectures.items()}
 
 
 def _labels_of_architectures(study: Study) -> Any:
