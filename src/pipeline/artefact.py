@@ -55,10 +55,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        former = temporary.with_name(f"{temporary.name}-former")
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(former)
         temporary.replace(path)
         _flush(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import __version__, grid
-from pipeline.artefact import provenance, write_json, write_text
+from pipeline.artefact import provenance, read_json, write_json, write_text
 from pipeline.config import Study, dump_study, load_study, schema
 from pipeline.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DONE, EXIT_UNFINISHED, InputError, Unfinished, nearest
 from pipeline.layout import Layout
@@ -58,13 +58,23 @@ def _config(arguments: Arguments) -> None:
     if arguments.action == "schema":
         _print_or_write(json.dumps(schema(), indent=2) + "\n", arguments.output)
         return
-    study = load_study(arguments.config, json.loads(arguments.override))
+    study = load_study(arguments.config, _override(arguments.override))
     if arguments.action == "check":
         cells = grid.all_cells(study)
         people = sum(dataset.people for dataset in study.datasets.values())
         print(f"{arguments.config}: valid. Study '{study.name}': {people} people, {len(cells)} cells.")
         return
     _print_or_write(dump_study(study), arguments.output)
+
+
+def _override(text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError("--override", f"'{text}' ({error})", "a JSON object", "Quote it for the shell.") from error
+    if not isinstance(value, dict):
+        raise InputError("--override", f"'{text}'", "a JSON object", "For instance '{\"seed\": 1}'.")
+    return value
 
 
 def _print_or_write(text: str, output: Path | None) -> None:
@@ -143,6 +153,15 @@ def _manifest(arguments: Arguments) -> None:
 
     study, layout = _study(arguments)
     collect_batches(layout.batches(_dataset(study, arguments.dataset)), arguments.output)
+
+
+def _verify(arguments: Arguments) -> None:
+    from pipeline.bold.shards import verify_shard
+
+    runs = read_json(arguments.input)["runs"]
+    for entry in runs:
+        verify_shard(entry["path"])
+    print(f"{arguments.input}: {len(runs)} shards, every byte as written.")
 
 
 def _split(arguments: Arguments) -> None:
@@ -331,6 +350,7 @@ def _parser() -> argparse.ArgumentParser:
         "shards", _shards, "turn the runs of one batch of people into shards", "dataset", "batch", "template", "workers"
     )
     add("manifest", _manifest, "collect the batches of a data set into one list", "dataset")
+    add("verify", _verify, "check every byte of a data set's shards against their manifests", "input", output=False)
     add("split", _split, "fix the evaluation people and draw the others in nested order")
     add("pretrain", _pretrain, "pretrain one cell; the same command resumes it", "cell", "threads")
     add("learning-rate", _learning_rate, "choose an architecture's learning rate from its sweep", "architecture")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -121,6 +121,9 @@ class Dataset(Strict):
             raise PydanticCustomError("unlabelled", "'simulated' must be true where 'simulation' is given")
         if "evaluate" in self.roles and not self.evaluation_people:
             raise PydanticCustomError("no_evaluation", "'evaluation_people' must be at least 1 with role 'evaluate'")
+        if {"pretrain", "spectra"} <= {*self.roles} and "evaluate" not in self.roles:
+            message = "roles 'pretrain' and 'spectra' need 'evaluate': spectra are of people never pretrained on"
+            raise PydanticCustomError("no_evaluation", message)
         if self.evaluation_people > self.people:
             raise PydanticCustomError("too_many", "'evaluation_people' is larger than 'people'")
         return self
@@ -161,7 +164,7 @@ class Size(Strict):
 class Architecture(Strict):
     """One row of the comparison."""
 
-    model: str = Field(description="Name in the registry, see `pipeline models`")
+    model: str = Field(description="Name in the registry of models, e.g. swift_v1")
     label: str = Field(description="Name in figures")
     sizes: dict[Slug, Size] = Field(description="The size ladder, smallest first")
     options: dict[str, Any] = Field({}, description="Further arguments of the model, e.g. window")
@@ -171,9 +174,7 @@ class Architecture(Strict):
 class Cells(Strict):
     """A block of cells: the product of its lists."""
 
-    arm: Slug = Field(
-        "main", description="Variant in the cells' paths; names the arm where data sets or options differ"
-    )
+    arm: Slug = Field("main", description="Variant in the cells' paths; names the arm where data sets differ")
     datasets: tuple[Slug, ...] = Field(
         (), description="Data sets whose people are pretrained on; empty: all that may be"
     )
@@ -268,11 +269,11 @@ class Figures(Strict):
 
 
 class Compute(Strict):
-    """What changes speed but no number: never part of a rerun decision."""
+    """What changes speed and numbers only within rounding: never part of a rerun decision."""
 
     threads: Count = Field(1, description="Threads a training or evaluation job")
     workers: Count = Field(1, description="Processes of a shard or simulation job")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where encoders run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where cells are trained")
     gpus: int = Field(0, ge=0, description="GPUs a training job asks a scheduler for")
     memory_mb: Count = Field(2000, description="Memory a training job asks a scheduler for, MB")
     runtime_min: Count = Field(60, description="Time a training job asks a scheduler for, minutes")
@@ -328,12 +329,7 @@ class Study(Strict):
 
     def data_path(self, dataset: str) -> Path:
         """Folder of a data set, with `{run}` and environment variables filled in."""
-        text = self.datasets[dataset].path.replace("{run}", self.name)
-        expanded = os.path.expandvars(text)
-        if "$" in expanded:
-            hint = "Export the variable, or write the folder itself."
-            raise InputError(f"datasets.{dataset}.path", f"'{text}' with an unset variable", "a folder", hint)
-        return Path(expanded).expanduser()
+        return expand_path(f"datasets.{dataset}.path", self.datasets[dataset].path.replace("{run}", self.name))
 
     def with_role(self, role: Role) -> list[str]:
         """Names of the data sets that serve `role`."""
@@ -346,20 +342,32 @@ def _check_known(where: str, what: str, name: str, known: Iterable[str]) -> None
         raise PydanticCustomError("unknown_name", "{where}: '{name}' is no {what}. {hint}", context)
 
 
-def load_study(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
+def expand_path(key: str, text: str | Path) -> Path:
+    """A path with its environment variables filled in; InputError names `key` where one is not set."""
+    expanded = os.path.expandvars(text)
+    if "$" in str(expanded):
+        hint = "Export the variable, or write the path itself."
+        raise InputError(key, f"'{text}' with an unset variable", "a path", hint)
+    return Path(expanded).expanduser()
+
+
+def load_study(path: str | Path, overrides: Mapping[str, Any] | None = None, more: Sequence[Path] = ()) -> Study:
     """Read a study's YAML and the data-set files it names.
 
-    `overrides` is merged over the file, key by key. A frozen dump of a study (data sets inline) reads too.
+    The files `more` and then `overrides` are merged over the first file, key by key; data-set files are sought beside
+    the first. A frozen dump of a study (data sets inline) reads too.
 
     Raises
     ------
     InputError : names the file, the full path of the key, what was found, what was expected.
     """
-    raw = merge(read_yaml(path), overrides or {})
+    raw = read_yaml(path)
+    for over in [*map(read_yaml, more), overrides or {}]:
+        raw = merge(raw, over)
     datasets = raw.get("datasets")
     if isinstance(datasets, Mapping):
         raw["datasets"] = {name: _load_dataset(Path(path), value) for name, value in datasets.items()}
-    return _validate(Study, raw, path)
+    return _validate(Study, raw, " + ".join(map(str, [path, *more])))
 
 
 def _load_dataset(study: Path, value: Any) -> Any:
@@ -384,7 +392,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(path, "no such file", "a YAML file", "Check the path; it is taken from here.") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise InputError(path, f"a file that cannot be read ({error.strerror})", "a YAML file", "Check it.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise InputError(path, f"text that is not YAML ({text})", "a YAML file", "Mend that line.") from error
     if not isinstance(value, dict):

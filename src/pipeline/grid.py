@@ -83,11 +83,22 @@ def evaluated_cells(study: Study) -> list[Cell]:
 def cell_datasets(study: Study, cell: Cell) -> list[str]:
     """Data sets whose people a cell is pretrained on."""
     everyone = study.with_role("pretrain")
-    for block in ("scaling", "data", "iso_tokens", "off_diagonal"):
+    for block in get_args(EvaluatedBlock):
         for cells in getattr(study.grid, block):
-            if cells.datasets and cell in _product(study, cells, cells.arm):
+            variant = RANDOM if block == "random_weights" else cells.arm
+            if cells.datasets and cell in _product(study, cells, variant):
                 return [name for name in everyone if name in cells.datasets]
     return everyone
+
+
+def largest_cells(study: Study) -> list[Cell]:
+    """The last cell of the scaling block for each architecture: they alone pay for a second, time-shuffled encoding."""
+    return list({cell.architecture: cell for cell in block_cells(study, "scaling")}.values())
+
+
+def reconstructs(study: Study, cell: Cell) -> bool:
+    """Whether a cell lies in one of the blocks whose encoders reconstruct runs for their spectra."""
+    return any(cell in block_cells(study, block) for block in study.spectral.blocks)
 
 
 def require_cell(study: Study, path: str) -> Cell:

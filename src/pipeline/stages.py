@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artefact import digest
 from pipeline.config import Study
 from pipeline.errors import InputError, nearest
-from pipeline.grid import Cell, all_cells, cell_datasets, sweep_rate
+from pipeline.grid import Cell, all_cells, cell_datasets, largest_cells, reconstructs, sweep_rate
 
 VERSIONS: dict[str, int] = {
     "simulate": 1,
@@ -60,10 +60,10 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
     whole: dict[str, Any] = {
         "template": study.template,
         "split": [study.seed, _people_settings(study), sorted({cell.draw for cell in all_cells(study)})],
-        "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate],
-        "baselines": [study.evaluate, study.seed, _label_settings(study)],
-        "spectral": [study.spectral, study.seed, _roles(study)],
-        "tables": [cell.path for cell in all_cells(study)],
+        "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate, _swept_widths(study)],
+        "baselines": [study.evaluate, study.seed, _label_settings(study), _simulated(study)],
+        "spectral": [study.spectral, study.evaluate, study.seed, _roles(study), _simulated(study)],
+        "tables": [[cell.path for cell in all_cells(study)], _simulated(study)],
         "scaling": [study.scaling, study.evaluate.confidence, study.seed, study.grid, _ladders(study)],
         "claims": [study.grid, study.seed],
         "truths": [study.datasets, study.grid, study.spectral.band_hz, _labels_of_architectures(study)],
@@ -91,9 +91,22 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     training = {key: value for key, value in _plain(study.pretrain).items() if key not in NEUTRAL_PRETRAIN}
     if sweep_rate(cell) is not None:
         training.pop("learning_rate")
-    evaluation = [study.evaluate, study.spectral, study.seed, _label_settings(study), _roles(study)]
-    fields = {"pretrain": [cell.path, model, training, cell_datasets(study, cell)], "evaluate": [cell.path, evaluation]}
+    part = [cell in largest_cells(study), reconstructs(study, cell)]
+    evaluation = [study.evaluate, study.spectral, study.seed, _label_settings(study), _roles(study), part]
+    fields = {
+        "pretrain": [cell.path, model, training, cell_datasets(study, cell), _simulated(study)],
+        "evaluate": [cell.path, evaluation, _simulated(study)],
+    }
     return _plain(fields[stage])
+
+
+def _swept_widths(study: Study) -> Any:
+    swept = study.grid.learning_rate.size
+    return {name: entry.sizes.get(swept) for name, entry in study.architectures.items()}
+
+
+def _simulated(study: Study) -> Any:
+    return {name: dataset.simulated for name, dataset in study.datasets.items()}
 
 
 def _people_settings(study: Study) -> Any:

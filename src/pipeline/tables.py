@@ -1,25 +1,26 @@
 """Columns of every tidy table, and the stages that put many small tables together into one.
 
-One row is one (cell, task, metric, split, fold). Schemas are checked on write (`artefact.write_table`). No table that a
-figure reads names a person; per-person scores are keyed by a salted hash and stay beside the cell that made them.
+One row is one (cell, task, metric, split, fold). Schemas are checked on write (`artefact.write_table`). No table
+names a person: scores by person carry a pseudonym, which whoever knows the ids and the study's seed can work out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.artefact import code_version, read_json, read_table, write_table
+from pipeline.artefact import digest, provenance, read_json, read_table, sha256_file, write_table
 from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.grid import Cell, all_cells, cell_datasets, evaluated_cells
 from pipeline.layout import Layout
 from pipeline.stages import VERSIONS
 
+VALIDATION_CONFIDENCE = 0.95  # of the held-out loss and R^2, fixed: another one must not pretrain every cell again
 NONE = -1  # `subjects`, `frames`, `draw`, `seed`, `fold` where a row has none
 
 
@@ -144,13 +145,21 @@ def collect_tables(study: Study, folder: str | Path) -> None:
     A cell's spectra and scores lie with its spectral and benchmark results.
     """
     layout, cells, folder = Layout(study), evaluated_cells(study), Path(folder)
-    record = {"stage": "tables", "stage_version": VERSIONS["tables"], "code": code_version()}
-    collect_summaries(study, folder / "pretrain.parquet", record)
+    paths = [cell.path for cell in all_cells(study)]
+
+    def record(parts: Sequence[Path]) -> dict[str, Any]:
+        """Provenance with one checksum over those of the parts."""
+        parts_hash = digest([sha256_file(part) for part in parts if part.is_file()])
+        return {**provenance("tables", VERSIONS["tables"], paths, {}), "inputs": {f"{len(parts)} files": parts_hash}}
+
+    summaries = [layout.cell("pretrain", cell) / "summary.json" for cell in all_cells(study)]
+    collect_summaries(study, folder / "pretrain.parquet", record(summaries))
     history = [layout.cell("pretrain", cell) / "history.parquet" for cell in all_cells(study)]
-    collect(history, HISTORY_SCHEMA, folder / "history.parquet", record)
+    collect(history, HISTORY_SCHEMA, folder / "history.parquet", record(history))
     for table, (stage, beside, schema) in EVALUATED.items():
         parts = [layout.root / stage / beside, *(layout.cell(stage, cell) for cell in cells)]
-        collect([part / f"{table}.parquet" for part in parts], schema, folder / f"{table}.parquet", record)
+        files = [part / f"{table}.parquet" for part in parts]
+        collect(files, schema, folder / f"{table}.parquet", record(files))
 
 
 # Table -> the stage that writes it, what stands beside the cells there, and the schema.

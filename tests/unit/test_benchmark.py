@@ -12,10 +12,11 @@ from small_cohort import SmallCohort, make_cohort, small_cell, write_cell
 from pipeline.artefact import digest, read_json, read_provenance, read_table, write_json
 from pipeline.config import Evaluate
 from pipeline.errors import InputError
-from pipeline.evaluate.benchmark import compare_systems, identity_rows, label_rows
+from pipeline.evaluate.benchmark import identity_rows, label_rows
 from pipeline.evaluate.cohort import Task
 from pipeline.evaluate.splits import draw_splits, seeded
-from pipeline.evaluate.stage import controlled_cells, evaluate_baselines, evaluate_cell
+from pipeline.evaluate.stage import evaluate_baselines, evaluate_cell
+from pipeline.grid import largest_cells
 from pipeline.tables import SCORES_SCHEMA, system_columns
 
 SETTINGS = Evaluate(splits=40, bootstrap=200, permutations=20, low_shot=(5, 15), low_shot_draws=10)
@@ -82,34 +83,6 @@ def test_identity_is_found_in_a_signature_and_lost_when_pairs_are_shuffled() -> 
     assert value(table, metric="mean_rank", split="permuted") == pytest.approx(0.5, abs=0.1)
 
 
-def scores(effects: dict[str, float]) -> pd.DataFrame:
-    rng, labels = np.random.default_rng(0), np.arange(80) % 2
-    shared, rows = rng.normal(0, 1, 80), []
-    for system, effect in effects.items():
-        score = shared + rng.normal(0, 0.5, 80) + effect * labels
-        for person in range(80):
-            names = {"dataset": "d", "task": "sex", "person": f"p{person}", "family": f"f{person // 2}"}
-            one = {"label": int(labels[person]), "score": score[person], "simulated": True}
-            rows.append({**system_columns(system), **names, **one})
-    return pd.DataFrame(rows)[SCORES_SCHEMA.names]
-
-
-def test_a_better_system_beats_the_baseline_and_an_equal_one_does_not() -> None:
-    table = scores({"connectome_logistic": 0.8, "better": 3.0, "equal": 0.8, "worse": -0.5})
-    table = compare_systems(table, "connectome_logistic", SETTINGS, seed=0).set_index("system")
-    assert table.loc["better", "low"] > 0 > table.loc["worse", "high"]
-    assert table.loc["equal", "low"] < 0 < table.loc["equal", "high"]
-    assert table.loc["better", "p_holm"] < 0.05 < table.loc["equal", "p_holm"]
-    assert (table["p_holm"] >= table["p_value"]).all()
-    assert (table["n"] == 80).all()
-
-
-def test_only_people_scored_by_both_are_compared() -> None:
-    table = scores({"connectome_logistic": 0.8, "better": 3.0})
-    partial = table[~((table["system"] == "better") & table["person"].isin([f"p{i}" for i in range(10)]))]
-    assert compare_systems(partial, "connectome_logistic", SETTINGS, 0)["n"].tolist() == [70]
-
-
 # --- the stage
 
 
@@ -171,7 +144,7 @@ def test_simulated_results_say_so(evaluated: Path) -> None:
 
 
 def test_the_largest_encoder_is_also_given_shuffled_frames(cohort: SmallCohort) -> None:
-    cell, folder = controlled_cells(cohort.study)[0], cohort.root / "largest"
+    cell, folder = largest_cells(cohort.study)[0], cohort.root / "largest"
     write_cell(cell, folder, CONTRACT)
     evaluate_cell(cohort.study, cell, folder, **cohort.inputs, **cohort.outputs("largest"))
     table = read_table(cohort.root / "largest/probe.parquet")

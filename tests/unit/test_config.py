@@ -71,6 +71,12 @@ def test_a_typo_is_refused_with_its_path_the_nearest_name_and_the_file() -> None
     assert "Did you mean 'batch_clips'?" in message
 
 
+def test_a_typo_in_a_second_file_names_both(tmp_path: Path) -> None:
+    (tmp_path / "over.yaml").write_text("grid: {off_diagonl: []}")
+    with pytest.raises(InputError, match=r"demo\.yaml \+ .*over\.yaml: grid\.off_diagonl.*'off_diagonal'"):
+        load_study(REPOSITORY / "config/demo.yaml", more=[tmp_path / "over.yaml"])
+
+
 def test_a_typo_in_a_data_set_names_that_file(tmp_path: Path) -> None:
     text = (REPOSITORY / "config/datasets/simulated.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("batch_people:", "batch_peopel:"))

@@ -157,3 +157,17 @@ def test_more_people_than_there_are_is_an_input_error(split: tuple[Study, Path])
         cell_people(split[1] / "draws.json", 0, 56)
     with pytest.raises(InputError, match="no draw 7"):
         cell_people(split[1] / "draws.json", 7, 1)
+
+
+def test_a_cell_takes_people_of_its_data_sets_alone(tmp_path: Path) -> None:
+    artefact.write_json(tmp_path / "draws.json", {"0": ["a/1", "b/1", "a/2", "b/2", "b/3"]})
+    assert cell_people(tmp_path / "draws.json", 0, 2, ["b"]) == ["b/1", "b/2"]
+    with pytest.raises(InputError, match="found 2 people"):
+        cell_people(tmp_path / "draws.json", 0, 3, ["a"])
+
+
+def test_an_age_that_is_no_number_is_refused_with_the_person(standard: dict[str, str], tmp_path: Path) -> None:
+    builders.write_participants(tmp_path, 3, age=lambda n: ["31", ">89", "n/a"][n - 1])
+    study = builders.make_study(standard, tmp_path)
+    with pytest.raises(InputError, match=r"participant '02', column 'age': found '>89'"):
+        write_people(study, "cohort", tmp_path / "out")

@@ -14,8 +14,6 @@ from pipeline.evaluate.statistics import (
     auroc_interval,
     balanced_accuracy,
     bootstrap_interval,
-    compare_aurocs,
-    corrected_repeated_cv_test,
     family_weights,
     holm,
     weighted_auroc,
@@ -90,68 +88,6 @@ def test_the_interval_of_a_mean_is_that_of_normal_theory() -> None:
     interval = bootstrap_interval(values, resamples=4000)
     half = 1.96 * values.std() / 20
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.06)
-
-
-@pytest.mark.parametrize("method", ["delong", "bootstrap"])
-def test_two_equal_systems_differ_significantly_in_one_of_twenty_studies(method: str) -> None:
-    rng, p_values, covered = np.random.default_rng(4), [], []
-    for _ in range(400):
-        labels, shared = two_classes(rng, 50, 1.0)
-        ours, theirs = (shared + rng.normal(0, 0.7, 100) for _ in range(2))
-        found = compare_aurocs(labels, ours, theirs, method=method, resamples=300, rng=rng)  # type: ignore[arg-type]
-        p_values.append(found.p_value)
-        covered.append(found.low <= 0 <= found.high)
-    assert np.mean(np.array(p_values) < 0.05) <= 0.08
-    assert np.mean(covered) >= 0.92
-
-
-def test_delong_and_bootstrap_agree_on_a_real_difference() -> None:
-    rng = np.random.default_rng(5)
-    labels, shared = two_classes(rng, 150, 1.0)
-    ours, theirs = shared + rng.normal(0, 0.3, 300), shared + rng.normal(0, 2.0, 300)
-    exact = compare_aurocs(labels, ours, theirs, method="delong")
-    drawn = compare_aurocs(labels, ours, theirs, resamples=4000)
-    assert exact.p_value < 0.01
-    assert drawn.p_value < 0.01
-    assert np.allclose(exact[:3], drawn[:3], atol=0.01)
-
-
-def test_a_system_against_itself_does_not_differ() -> None:
-    labels, scores = two_classes(np.random.default_rng(6), 20, 1.0)
-    for method in ("delong", "bootstrap"):
-        found = compare_aurocs(labels, scores, scores, method=method)  # type: ignore[arg-type]
-        assert found == (0, 0, 0, 1)
-
-
-def test_delong_is_the_sum_over_structural_components() -> None:
-    rng = np.random.default_rng(7)
-    labels, scores = two_classes(rng, 12, 0.8)
-    others = np.round(scores + rng.normal(0, 1, 24))  # ties
-    kernels = [
-        (s[labels == 1][:, None] > s[labels == 0]) + 0.5 * (s[labels == 1][:, None] == s[labels == 0])
-        for s in (scores, others)
-    ]
-    contrast = kernels[0] - kernels[1]
-    error = np.sqrt(contrast.mean(1).var(ddof=1) / 12 + contrast.mean(0).var(ddof=1) / 12)
-    found = compare_aurocs(labels, scores, others, method="delong")
-    assert found.high - found.difference == pytest.approx(stats.norm.ppf(0.975) * error)
-
-
-def test_repeated_splits_are_a_t_test_when_they_do_not_overlap() -> None:
-    differences = np.random.default_rng(8).normal(0.3, 1, 25)
-    found = corrected_repeated_cv_test(differences, train=10**9, test=1)
-    reference = stats.ttest_1samp(differences, 0)
-    assert found.p_value == pytest.approx(reference.pvalue, rel=1e-4)
-    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-4)
-
-
-def test_overlap_of_splits_widens_the_interval_as_nadeau_and_bengio_say() -> None:
-    differences = np.random.default_rng(9).normal(0.3, 1, 100)
-    narrow = corrected_repeated_cv_test(differences, train=10**9, test=1)
-    wide = corrected_repeated_cv_test(differences, train=70, test=15)
-    ratio = np.sqrt((1 / 100 + 15 / 70) / (1 / 100))
-    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(ratio, rel=1e-4)
-    assert wide.p_value > narrow.p_value
 
 
 def test_holm_is_what_r_prints() -> None:

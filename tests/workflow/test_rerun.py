@@ -29,6 +29,19 @@ def test_nothing_is_half_written(built: Checkout) -> None:
     assert not list((built.root / "results").rglob(".writing-*"))
 
 
+def test_every_shard_verifies_and_a_flipped_byte_is_found(built: Checkout) -> None:
+    manifest = "results/tiny/shards/cohort/manifest.json"
+    done = built.run("pipeline", "verify", "--input", manifest)
+    assert (done.returncode, "48 shards" in done.stdout) == (0, True), done.stderr
+    chunk = next(path for path in (built.root / "results/tiny/shards/cohort").rglob("c/0/0"))
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    done = built.run("pipeline", "verify", "--input", manifest)
+    chunk.write_bytes(whole)
+    assert done.returncode == 2
+    assert str(chunk.relative_to(built.root)) in done.stderr
+
+
 def test_a_second_run_does_nothing(built: Checkout) -> None:
     assert built.planned() == {}
 

@@ -23,10 +23,11 @@ rule simulate:
         "../envs/pipeline.yaml"
     threads: study.compute.workers
     params:
+        config=CONFIG,
         version=stage_version("simulate"),
         settings=of_dataset("simulate"),
     shell:
-        "pipeline simulate --config {CONFIG:q} --dataset {wildcards.dataset:q} --workers {threads}"
+        "pipeline simulate --config {params.config:q} --dataset {wildcards.dataset:q} --workers {threads}"
         " --output {output.done:q} 2> {log:q}"
 
 
@@ -39,10 +40,11 @@ rule fetch:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("fetch"),
         settings=of_dataset("fetch"),
     shell:
-        "pipeline fetch --config {CONFIG:q} --dataset {wildcards.dataset:q} --output {output.done:q} 2> {log:q}"
+        "pipeline fetch --config {params.config:q} --dataset {wildcards.dataset:q} --output {output.done:q} 2> {log:q}"
 
 
 rule template:
@@ -55,10 +57,11 @@ rule template:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("template"),
         settings=stage_settings(study, "template"),
     shell:
-        "pipeline template --config {CONFIG:q} --output {output.template:q} 2> {log:q}"
+        "pipeline template --config {params.config:q} --output {output.template:q} 2> {log:q}"
 
 
 rule people:
@@ -73,10 +76,11 @@ rule people:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("people"),
         settings=of_dataset("people"),
     shell:
-        "pipeline people --config {CONFIG:q} --dataset {wildcards.dataset:q} --output {output.participants:q} 2> {log:q}"
+        "pipeline people --config {params.config:q} --dataset {wildcards.dataset:q} --output {output.participants:q} 2> {log:q}"
 
 
 rule shard_batch:
@@ -95,11 +99,12 @@ rule shard_batch:
         mem_mb=lambda wildcards, threads: 1500 * threads,
         runtime=240,
     params:
+        config=CONFIG,
         version=stage_version("people", "shards"),
         settings=of_dataset("shards"),
         declared=lambda wildcards: study.datasets[wildcards.dataset].batch_size(int(wildcards.batch)),
     shell:
-        "pipeline shards --config {CONFIG:q} --dataset {wildcards.dataset:q} --batch {wildcards.batch:q}"
+        "pipeline shards --config {params.config:q} --dataset {wildcards.dataset:q} --batch {wildcards.batch:q}"
         " --template {input.template:q} --workers {threads} --output {output.batch:q} 2> {log:q}"
 
 
@@ -114,10 +119,11 @@ rule manifest:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("shards"),
         settings=of_dataset("manifest"),
     shell:
-        "pipeline manifest --config {CONFIG:q} --dataset {wildcards.dataset:q}"
+        "pipeline manifest --config {params.config:q} --dataset {wildcards.dataset:q}"
         " --output {output.manifest:q} 2> {log:q}"
 
 
@@ -136,7 +142,8 @@ rule split:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("split"),
         settings=stage_settings(study, "split"),
     shell:
-        "pipeline split --config {CONFIG:q} --output {output.evaluation:q} 2> {log:q}"
+        "pipeline split --config {params.config:q} --output {output.evaluation:q} 2> {log:q}"

@@ -28,10 +28,11 @@ rule evaluate:
         mem_mb=study.compute.memory_mb,
         runtime=study.compute.runtime_min,
     params:
+        config=CONFIG,
         version=stage_version("probe", "benchmark", "spectral"),
         settings=of_cell("evaluate"),
     shell:
-        "pipeline evaluate --config {CONFIG:q} --cell {wildcards.cell:q} --threads {threads}"
+        "pipeline evaluate --config {params.config:q} --cell {wildcards.cell:q} --threads {threads}"
         " --output {output.probe:q} 2> {log:q}"
 
 
@@ -52,10 +53,11 @@ rule baselines:
         "../envs/pipeline.yaml"
     threads: study.compute.threads
     params:
+        config=CONFIG,
         version=stage_version("probe", "benchmark"),
         settings=stage_settings(study, "baselines"),
     shell:
-        "pipeline baselines --config {CONFIG:q} --threads {threads} --output {output.probe:q} 2> {log:q}"
+        "pipeline baselines --config {params.config:q} --threads {threads} --output {output.probe:q} 2> {log:q}"
 
 
 rule raw_spectra:
@@ -74,10 +76,11 @@ rule raw_spectra:
         "../envs/pipeline.yaml"
     threads: study.compute.threads
     params:
+        config=CONFIG,
         version=stage_version("spectral"),
         settings=stage_settings(study, "spectral"),
     shell:
-        "pipeline raw-spectra --config {CONFIG:q} --threads {threads} --output {output.spectral:q} 2> {log:q}"
+        "pipeline raw-spectra --config {params.config:q} --threads {threads} --output {output.spectral:q} 2> {log:q}"
 
 
 rule tables:
@@ -103,11 +106,12 @@ rule tables:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         folder=lambda wildcards, output: Path(output.tables[0]).parent,
         version=stage_version("tables"),
         settings=stage_settings(study, "tables"),
     shell:
-        "pipeline tables --config {CONFIG:q} --output {params.folder:q} 2> {log:q}"
+        "pipeline tables --config {params.config:q} --output {params.folder:q} 2> {log:q}"
 
 
 rule scaling:
@@ -121,7 +125,8 @@ rule scaling:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("scaling"),
         settings=stage_settings(study, "scaling"),
     shell:
-        "pipeline scaling --config {CONFIG:q} --input {input.pretrain:q} --output {output.scaling:q} 2> {log:q}"
+        "pipeline scaling --config {params.config:q} --input {input.pretrain:q} --output {output.scaling:q} 2> {log:q}"

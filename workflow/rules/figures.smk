@@ -13,10 +13,11 @@ rule claims:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("claims"),
         settings=stage_settings(study, "claims"),
     shell:
-        "pipeline claims --config {CONFIG:q} --input {input.claims:q} --output {output.claims:q} 2> {log:q}"
+        "pipeline claims --config {params.config:q} --input {input.claims:q} --output {output.claims:q} 2> {log:q}"
 
 
 rule truths:
@@ -30,10 +31,11 @@ rule truths:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("truths"),
         settings=stage_settings(study, "truths"),
     shell:
-        "pipeline truths --config {CONFIG:q} --output {output.truths:q} 2> {log:q}"
+        "pipeline truths --config {params.config:q} --output {output.truths:q} 2> {log:q}"
 
 
 rule figure:
@@ -51,10 +53,11 @@ rule figure:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("figures"),
         settings=stage_settings(study, "figures"),
     shell:
-        "pipeline figure --config {CONFIG:q} --number {wildcards.number} --output {output.png:q} 2> {log:q}"
+        "pipeline figure --config {params.config:q} --number {wildcards.number} --output {output.png:q} 2> {log:q}"
 
 
 rule html_report:
@@ -81,7 +84,8 @@ rule html_report:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("report"),
         settings=stage_settings(study, "report"),
     shell:
-        "pipeline report --config {CONFIG:q} --output {output.report:q} 2> {log:q}"
+        "pipeline report --config {params.config:q} --output {output.report:q} 2> {log:q}"

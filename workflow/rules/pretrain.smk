@@ -17,10 +17,11 @@ rule learning_rate:
     conda:
         "../envs/pipeline.yaml"
     params:
+        config=CONFIG,
         version=stage_version("learning_rate"),
         settings=stage_settings(study, "learning_rate"),
     shell:
-        "pipeline learning-rate --config {CONFIG:q} --architecture {wildcards.architecture:q}"
+        "pipeline learning-rate --config {params.config:q} --architecture {wildcards.architecture:q}"
         " --output {output.rate:q} 2> {log:q}"
 
 
@@ -47,8 +48,9 @@ rule pretrain:
         runtime=study.compute.runtime_min,
         gpu=study.compute.gpus,
     params:
+        config=CONFIG,
         version=stage_version("pretrain"),
         settings=of_cell("pretrain"),
     shell:
-        "pipeline pretrain --config {CONFIG:q} --cell {wildcards.cell:q} --threads {threads}"
+        "pipeline pretrain --config {params.config:q} --cell {wildcards.cell:q} --threads {threads}"
         " --output {output.summary:q} 2> {log:q}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import grid
 from pipeline.artefact import write_text
-from pipeline.config import dump_study, load_study, merge, read_yaml
+from pipeline.config import dump_study, load_study
 from pipeline.errors import InputError
 from pipeline.stages import stage_settings, stage_version
 
@@ -19,11 +19,7 @@ TABLES = ["pretrain", "history", "probe", "benchmark", "scores", "spectral", "sp
 def load_configuration():
     """The study and what was laid over its first file; a fault in it ends here, in one message."""
     try:
-        over = {}
-        for path in CONFIG_FILES[1:]:
-            over = merge(over, read_yaml(path))
-        over = merge(over, workflow.config_settings.config or {})
-        return load_study(CONFIG_FILES[0], over)
+        return load_study(CONFIG_FILES[0], workflow.config_settings.config, CONFIG_FILES[1:])
     except InputError as error:
         raise WorkflowError(f"pipeline: {error}") from None
 

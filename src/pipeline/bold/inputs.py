@@ -225,12 +225,20 @@ def repetition_time(bold: Path) -> float:
 def _header_tr_s(bold: Path) -> float | None:
     """TR of the header; None where it is 0 or has no unit, since writers leave 1.0 there for 'unknown'."""
     try:
-        header = open_image(bold).header
+        image = open_image(bold)
     except Quarantined:
         return None  # `load_bold` will say so, with the run
+    _require_4d(bold, image)
+    header = image.header
     unit = TIME_UNITS_S.get(header.get_xyzt_units()[1])
     zooms = header.get_zooms()
     return float(zooms[3]) * unit if unit and len(zooms) > 3 and zooms[3] > 0 else None
+
+
+def _require_4d(path: Path, image: Any) -> None:
+    if len(image.shape) != 4:
+        found = f"{len(image.shape)}D data of {'x'.join(map(str, image.shape))}"
+        raise InputError(path, found, "a 4D BOLD run (x, y, z, time)", "Is it a mask, or one volume of a run?")
 
 
 def load_bold(run: Run) -> Any:
@@ -242,9 +250,7 @@ def load_bold(run: Run) -> Any:
     Quarantined : damaged file, or values that are not finite.
     """
     image = open_image(run.bold)
-    if len(image.shape) != 4:
-        found = f"{len(image.shape)}D data of {'x'.join(map(str, image.shape))}"
-        raise InputError(run.bold, found, "a 4D BOLD run (x, y, z, time)", "Is it a mask, or one volume of a run?")
+    _require_4d(run.bold, image)
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
         hint = "Convert it from DICOM again, or remove it: where the voxels lie cannot be guessed."
         raise InputError(run.bold, "no affine (sform_code = qform_code = 0)", "a NIfTI affine", hint)

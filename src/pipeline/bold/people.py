@@ -85,7 +85,7 @@ def _normalised(study: Study, dataset: str, table: pd.DataFrame, source: Path) -
     people = pd.DataFrame({"subject": table.index}, index=table.index)
     people["family"] = table[settings.family_column] if settings.family_column else people["subject"]
     people["site"] = table[settings.site_column] if settings.site_column else ""
-    people["age"] = table["age"].replace(MISSING, "") if "age" in table else ""
+    people["age"] = _ages(table["age"], source) if "age" in table else ""
     for task, phenotype in settings.labels.items():
         people[task] = _coded(table[phenotype.column], task, phenotype, "evaluate" in settings.roles, source)
     for column in settings.confounds:
@@ -94,6 +94,18 @@ def _normalised(study: Study, dataset: str, table: pd.DataFrame, source: Path) -
     alone = people["family"].isin(["", MISSING])
     people["family"] = people["family"].mask(alone, people["subject"])
     return people
+
+
+def _ages(values: pd.Series[str], source: Path) -> pd.Series[str]:
+    """Ages as they stand, empty where missing."""
+    import pandas as pd
+
+    known = values.replace(MISSING, "")
+    odd = known[(known != "") & pd.to_numeric(known, errors="coerce").isna()]
+    if len(odd):
+        where = f"{source}: participant '{odd.index[0]}', column 'age'"
+        raise InputError(where, f"'{odd.iloc[0]}'", f"a number of years or {MISSING}", "Write 90 for '>89', say.")
+    return known
 
 
 def _coded(values: pd.Series[str], task: str, phenotype: Phenotype, required: bool, source: Path) -> pd.Series[str]:
@@ -225,8 +237,8 @@ def _levels(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.stack(columns, axis=1).astype(float)
 
 
-def cell_people(draws: Path, draw: int, people: int) -> list[str]:
-    """The first `people` of a draw, as `dataset/subject`; more people contain fewer.
+def cell_people(draws: Path, draw: int, people: int, datasets: Sequence[str] | None = None) -> list[str]:
+    """The first `people` of a draw from `datasets` (None: from all), as `dataset/subject`; more people contain fewer.
 
     Raises
     ------
@@ -235,7 +247,7 @@ def cell_people(draws: Path, draw: int, people: int) -> list[str]:
     orders = artefact.read_json(draws)
     if str(draw) not in orders:
         raise InputError(draws, f"no draw {draw}", "a draw of the grid", nearest(str(draw), orders))
-    order = orders[str(draw)]
+    order = [name for name in orders[str(draw)] if datasets is None or name.split("/")[0] in datasets]
     if people > len(order):
         hint = "Lower N in the grid, or look for quarantined runs in the shards' manifest."
         raise InputError(draws, f"{len(order)} people to pretrain on", f"at least N = {people}", hint)

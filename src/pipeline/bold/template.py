@@ -96,7 +96,7 @@ def _load_mask(settings: config.Template) -> tuple[np.ndarray, np.ndarray]:
             raise InputError("template.resolution_mm", found, "whole mm for the mask inside nilearn", hint)
         image = load_mni152_brain_mask(resolution=int(settings.resolution_mm))
     else:
-        image = _load_image(settings.mask, "template.mask")
+        image = _load_image(config.expand_path("template.mask", settings.mask), "template.mask")
     image = nib.as_closest_canonical(image)
     if not np.allclose(image.affine[:3, :3], np.eye(3) * settings.resolution_mm, atol=1e-3):
         found = f"voxels of {np.round(nib.affines.voxel_sizes(image.affine), 3)} mm in {settings.mask}"
@@ -111,7 +111,7 @@ def load_brain(settings: config.Template) -> Any:
         from nilearn.datasets import load_mni152_template
 
         return load_mni152_template(resolution=2)
-    return _load_image(settings.brain, "template.brain")
+    return _load_image(config.expand_path("template.brain", settings.brain), "template.brain")
 
 
 def _load_image(path: Path, key: str) -> Any:

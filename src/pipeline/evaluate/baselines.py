@@ -35,7 +35,8 @@ def run_features(
     """Features of every run for each system that reads BOLD; each run is read once.
 
     `time_averaged` is the mean image by parcel, `temporal_sd` the SD of parcel means, both divided by the mean over the
-    brain so that the scanner's unit drops out. A mean image knows no length: its short version is the whole one.
+    brain so that the scanner's unit drops out. The mean image and the voxels' SD are those of the whole run, whatever
+    `frames`; correlations and SDs of parcels are of the first `frames` alone.
     """
     full: dict[str, list[np.ndarray]] = {CONNECTOME: [], TIME_AVERAGED: [], TEMPORAL_SD: []}
     short: dict[str, list[np.ndarray]] = {name: [] for name in full}

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pipeline.config import Evaluate
 from pipeline.evaluate.cohort import Task
@@ -24,9 +23,7 @@ from pipeline.evaluate.statistics import (
     auroc_interval,
     balanced_accuracy,
     bootstrap_interval,
-    compare_aurocs,
     family_weights,
-    holm,
     percentile_interval,
     smaller_class,
     weighted_auroc,
@@ -155,33 +152,3 @@ def identity_rows(
         chance = percentile_interval(float(np.mean(means)), np.array(means), settings.confidence)
         rows.append(row("identity", metric, PERMUTED, chance, n))
     return rows
-
-
-def compare_systems(scores: pd.DataFrame, against: str, settings: Evaluate, seed: int) -> pd.DataFrame:
-    """AUROC of every system minus that of `against` on the same people, paired, one row a system and task.
-
-    Parameters
-    ----------
-    scores : rows of SCORES_SCHEMA of several systems, `against` among them.
-
-    Returns
-    -------
-    The columns that name the system, dataset, task, difference, low, high, p_value, p_holm and n. The family of Holm's
-    correction is all rows returned: pass the scores of one figure at a time.
-    """
-    names = ["system", "architecture", "size", "subjects", "frames", "draw", "seed", "variant"]
-    floor = scores[scores["system"] == against].set_index(["dataset", "task", "person"])["score"]
-    rows = []
-    for group, part in scores[scores["system"] != against].groupby([*names, "dataset", "task"], sort=False):
-        index = pd.MultiIndex.from_frame(part[["dataset", "task", "person"]])
-        both = part.assign(other=floor.reindex(index).to_numpy()).dropna(subset=["score", "other"])
-        if both["label"].nunique() < 2:
-            continue
-        label, score, other, family = (both[name].to_numpy() for name in ("label", "score", "other", "family"))
-        rng = seeded(seed, group[-2], group[-1], "compare")
-        found = compare_aurocs(
-            label, score, other, family, confidence=settings.confidence, resamples=settings.bootstrap, rng=rng
-        )
-        rows.append([*group, *found, len(both)])
-    table = pd.DataFrame(rows, columns=[*names, "dataset", "task", "difference", "low", "high", "p_value", "n"])
-    return table.assign(p_holm=holm(table["p_value"].to_numpy(dtype=float)))

@@ -137,5 +137,8 @@ def require_unseen(cohort: Cohort, trained_on: Sequence[str], participants: Path
 
 
 def hidden_name(study: Study, dataset: str, name: str) -> str:
-    """A name that joins tables and tells nothing: twelve digits of a salted SHA-256."""
+    """A pseudonym that joins tables: twelve digits of SHA-256 over the study's seed and the id.
+
+    Whoever knows the ids can work it out: it keeps names out of tables and pictures, it does not anonymise.
+    """
     return hashlib.sha256(f"{study.seed}:{dataset}/{name}".encode()).hexdigest()[:12]

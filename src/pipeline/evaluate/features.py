@@ -1,7 +1,7 @@
 """Features of runs under a frozen encoder: every clip is encoded once, and means of clips stand for runs.
 
 Axes: K clips of a run, T frames of a clip, V in-mask voxels, D channels, R runs. The input is the shard's signal,
-z-scored per voxel over the run, as in pretraining.
+z-scored per voxel over the run, as in pretraining, or over the shorter scan that is probed.
 """
 
 from __future__ import annotations

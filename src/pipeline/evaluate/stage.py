@@ -25,7 +25,7 @@ from pipeline.evaluate.benchmark import PERMUTED, PROTOCOL, SUMMARY, Row, identi
 from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_cohorts, require_unseen
 from pipeline.evaluate.features import RunFeatures, encode_runs, pool
 from pipeline.evaluate.splits import seeded
-from pipeline.grid import RANDOM, Cell, block_cells
+from pipeline.grid import RANDOM, Cell, cell_datasets, largest_cells
 from pipeline.pretrain.checkpoint import load_cell
 from pipeline.stages import VERSIONS
 from pipeline.tables import RESULT_SCHEMA, SCORES_SCHEMA, cell_columns, system_columns
@@ -65,7 +65,7 @@ def evaluate_cell(
     model, metadata = load_cell(folder)
     summary, template = read_json(folder / "summary.json"), load_template(template_folder)
     cohorts = load_cohorts(study, manifests, participants, evaluation_set)
-    trained_on = _trained_on(cell, summary["people_hash"], Path(evaluation_set).with_name("draws.json"), folder)
+    trained_on = _trained_on(study, cell, summary["people_hash"], Path(evaluation_set).with_name("draws.json"), folder)
     rows = []
     for cohort in cohorts:
         require_unseen(cohort, trained_on, participants, folder)
@@ -99,16 +99,11 @@ def evaluate_baselines(
     _write(study, rows, cohorts, probe_out, benchmark_out, {"evaluation_set": evaluation_set})
 
 
-def controlled_cells(study: Study) -> list[Cell]:
-    """The last cell of the scaling block for each architecture, its largest: they alone pay for a second encoding."""
-    return list({cell.architecture: cell for cell in block_cells(study, "scaling")}.values())
-
-
-def _trained_on(cell: Cell, people_hash: str, draws: Path, folder: Path) -> list[str]:
+def _trained_on(study: Study, cell: Cell, people_hash: str, draws: Path, folder: Path) -> list[str]:
     """People that the encoder saw, after checking that the draws still say what they said when it was trained."""
     if cell.variant == RANDOM:
         return []
-    people = cell_people(draws, cell.draw, cell.subjects)
+    people = cell_people(draws, cell.draw, cell.subjects, cell_datasets(study, cell))
     if digest(people) != people_hash:
         hint = "The draws have changed since: run the cell again."
         raise InputError(folder / "summary.json", f"people_hash {people_hash}", f"{digest(people)}, of {draws}", hint)
@@ -118,7 +113,7 @@ def _trained_on(cell: Cell, people_hash: str, draws: Path, folder: Path) -> list
 def _inputs(study: Study, cell: Cell, cohort: Cohort) -> Iterator[tuple[Row, np.random.Generator | None]]:
     """Inputs that the encoder is given: as they are, and for the largest one also with their frames shuffled."""
     yield cell_columns(cell), None
-    if cell in controlled_cells(study):
+    if cell in largest_cells(study):
         columns = cell_columns(cell, f"{cell.architecture}_{SHUFFLED}")
         yield {**columns, "variant": SHUFFLED}, seeded(cohort.key, SHUFFLED)
 

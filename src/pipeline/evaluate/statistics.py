@@ -153,56 +153,6 @@ def auroc_interval(
     return Interval(area, float(low), float(high))
 
 
-def compare_aurocs(
-    labels_N: np.ndarray,
-    scores_N: np.ndarray,
-    others_N: np.ndarray,
-    groups_N: np.ndarray | None = None,
-    method: Literal["bootstrap", "delong"] = "bootstrap",
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    rng: np.random.Generator | None = None,
-) -> Comparison:
-    """AUROC of `scores_N` minus AUROC of `others_N` on the same people, paired.
-
-    The bootstrap's p value is twice the smaller tail beyond no difference, with one resample added to each side.
-    """
-    labels_N, both_2N = np.asarray(labels_N), np.array([scores_N, others_N], dtype=float)
-    difference = auroc(labels_N, both_2N[0]) - auroc(labels_N, both_2N[1])
-    if method == "delong":
-        contrast = np.array([1.0, -1.0])
-        error = np.sqrt(contrast @ _delong_covariance(labels_N, both_2N) @ contrast)
-        half = special.ndtri((1 + confidence) / 2) * error
-        p_value = 2 * special.ndtr(-abs(difference) / error) if error > 0 else float(difference == 0)
-        return Comparison(difference, difference - half, difference + half, float(p_value))
-    groups_N = np.arange(len(labels_N)) if groups_N is None else groups_N
-    weights_RN = family_weights(groups_N, resamples, rng or np.random.default_rng(0))
-    resampled_R = np.subtract(*(weighted_auroc(labels_N, scores, weights_RN) for scores in both_2N))
-    interval = percentile_interval(difference, resampled_R, confidence)
-    usable = resampled_R[np.isfinite(resampled_R)]
-    tail = min((usable <= 0).sum(), (usable >= 0).sum()) + 1
-    return Comparison(difference, interval.low, interval.high, float(min(1.0, 2 * tail / (usable.size + 1))))
-
-
-def corrected_repeated_cv_test(
-    differences_S: np.ndarray, train: int, test: int, confidence: float = 0.95
-) -> Comparison:
-    """Mean difference over repeated random splits, with the variance corrected for their overlap.
-
-    Parameters
-    ----------
-    differences_S : score of one system minus another, a value a split.
-    train, test : people in the two parts of a split.
-
-    Source: Nadeau & Bengio (2003) Machine Learning 52:239: variance (1/S + test/train) s^2, S - 1 degrees of freedom.
-    """
-    splits, mean = len(differences_S), float(np.mean(differences_S))
-    error = float(np.sqrt((1 / splits + test / train) * np.var(differences_S, ddof=1)))
-    half = float(special.stdtrit(splits - 1, (1 + confidence) / 2)) * error
-    p_value = float(2 * special.stdtr(splits - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
-    return Comparison(mean, mean - half, mean + half, p_value)
-
-
 def holm(p_values_M: np.ndarray) -> np.ndarray:
     """(M,) p values adjusted for M tests by Holm (1979); NaN stays NaN and is not counted as a test."""
     p_values_M = np.asarray(p_values_M, dtype=float)

@@ -17,6 +17,7 @@ Inputs that differ from this mean nothing to the encoder, and the readers of thi
 
 ## Training
 - status: **{status}** after {steps} steps, {tokens} tokens, learning rate {learning_rate:.3g}, seed {seed}
+- data sets: {trained_on}
 - people: {subjects}, the first {frames} frames of each one's first run; people hash `{people_hash}`
 - parameters: {parameters}, and {decoder_parameters} of the decoder; {train_flops:.3g} FLOPs of training
 - cell hash: `{cell_hash}`
@@ -34,4 +35,6 @@ def model_card(summary: Mapping[str, Any], context_frames: int) -> str:
     """Markdown that says what the weights are, what they may be fed, and how good they are."""
     contract = "\n".join(f"- {field}: {value}" for field, value in summary["contract"].items())
     numbers = {name: math.nan if value is None else value for name, value in summary.items()}
-    return _CARD.format(**{**numbers, "contract": contract, "context_frames": context_frames})
+    names = ", ".join(summary["datasets"])
+    trained_on = f"{names}: SIMULATED people, nobody was scanned" if summary["simulated"] else names
+    return _CARD.format(**{**numbers, "contract": contract, "context_frames": context_frames, "trained_on": trained_on})

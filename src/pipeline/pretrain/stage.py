@@ -22,7 +22,7 @@ from pipeline.bold.people import cell_people
 from pipeline.bold.template import Template, load_template
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.grid import RANDOM, Cell, sweep_rate
+from pipeline.grid import RANDOM, Cell, cell_datasets, sweep_rate
 from pipeline.models.reconstruction import MaskedReconstruction
 from pipeline.pretrain.card import model_card
 from pipeline.pretrain.checkpoint import Store, build_model, load_cell, save_model
@@ -138,12 +138,14 @@ def choose_people(study: Study, cell: Cell, manifests: Paths, draws: str | Path,
     InputError : too few people, or a first run shorter than `cell.frames`.
     """
     runs = _runs_by_person(manifests)
-    names = cell_people(Path(draws), cell.draw, cell.subjects)
+    datasets = cell_datasets(study, cell)
+    names = cell_people(Path(draws), cell.draw, cell.subjects, datasets)
     if sweep_rate(cell) is None:
-        candidates = [f"{name}/{s}" for name, people in read_json(evaluation_set)["people"].items() for s in people]
+        kept = read_json(evaluation_set)["people"]
+        candidates = [f"{name}/{subject}" for name in datasets for subject in kept.get(name, [])]
         held_out = sorted(candidates, key=digest)
     else:
-        held_out = read_json(draws)[str(cell.draw)][cell.subjects :]
+        held_out = [name for name in read_json(draws)[str(cell.draw)] if name not in names]
     held_out = [name for name in held_out if name in runs][: study.pretrain.validation_people]
     if not held_out:
         hint = "Give a pretraining data set evaluation_people; leave people over in grid.learning_rate.subjects."
@@ -207,7 +209,7 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
     masks = {"ratio": architecture.mask_ratio, "kind": settings.mask, "loss": settings.loss}
     contract = {"template": template.key, "space": template.space, "normalisation": "voxel-z"}
     contract |= {"tr_s": people.trained[0]["tr_s"]}
-    sources = [(_person(entry), entry["content"]) for entry in people.trained]
+    sources = [(_person(entry), entry["manifest"]) for entry in people.trained]
     return Plan(cell, architecture.model, spec, recipe, masks, contract, sources)
 
 
@@ -288,6 +290,8 @@ def summarise(
         "peak_memory_mb": _peak_memory_mb(),
         "people": people.names,
         "people_hash": digest(people.names),
+        "datasets": sorted({entry["dataset"] for entry in people.trained}),
+        "simulated": any(study.datasets[entry["dataset"]].simulated for entry in people.trained),
         "cell_hash": plan.hash,
         "contract": plan.contract,
     }

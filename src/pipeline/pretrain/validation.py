@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline.pretrain.objectives import Loss, Reconstruction
+from pipeline.tables import VALIDATION_CONFIDENCE
 
 CLIPS_AT_ONCE = 8
 # No part of the configuration: nobody should train a cell again for the sake of another interval.
-RESAMPLES, CONFIDENCE, BOOTSTRAP_SEED = 1000, 0.95, 0
+RESAMPLES, BOOTSTRAP_SEED = 1000, 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def bootstrap(totals_I4: np.ndarray) -> tuple[Interval, Interval]:
     """Loss and R^2 over all people, with percentile intervals over resampled people."""
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     weights_RI = rng.multinomial(len(totals_I4), np.full(len(totals_I4), 1 / len(totals_I4)), size=RESAMPLES)
-    edges = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+    edges = [50 * (1 - VALIDATION_CONFIDENCE), 50 * (1 + VALIDATION_CONFIDENCE)]
 
     def interval(score: Callable[[np.ndarray], np.ndarray]) -> Interval:
         low, high = np.percentile(score(weights_RI @ totals_I4), edges)

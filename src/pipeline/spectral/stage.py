@@ -20,7 +20,7 @@ from pipeline.bold.noise import fgn_spectrum, fractional_gaussian_noise
 from pipeline.bold.template import Template, load_template, parcel_means
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.grid import Cell, block_cells
+from pipeline.grid import Cell, reconstructs
 from pipeline.spectral import surrogates
 from pipeline.spectral.hurst import HurstMethod, hurst_exponent
 from pipeline.spectral.measure import (
@@ -104,8 +104,7 @@ def analyse_cell(
     model = as_functions(study, cell, encoder, template)
     found: list[Finding | Curve] = []
     seen: set[str] = set()
-    analysed = any(cell in block_cells(study, block) for block in study.spectral.blocks)
-    people = study.spectral.people if analysed else 0
+    people = study.spectral.people if reconstructs(study, cell) else 0
     for run in person_runs(study, manifests, evaluation_set, metadata["contract"], people, False):
         found += _cell_findings(study, cell.architecture, model, run)
         if not seen:  # depends on the number of frames alone
