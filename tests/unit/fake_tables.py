@@ -20,7 +20,7 @@ from pipeline.figures.select import cells_frame
 from pipeline.grid import RANDOM, Cell, all_cells, block_cells, evaluated_cells, sweep_rate
 
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
-BASELINES = {"connectome_logistic": 1.6, "time_average": 0.9, "temporal_sd": 0.7, "confounds": 0.3, "chance": 0.0}
+BASELINES = {"connectome_logistic": 1.6, "time_averaged": 0.9, "temporal_sd": 0.7, "confounds": 0.3, "chance": 0.0}
 RAW_BETA, RAW_HURST = 1.0, 0.85
 
 Tables = dict[str, pd.DataFrame]

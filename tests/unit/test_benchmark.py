@@ -17,7 +17,6 @@ from pipeline.evaluate.cohort import Task
 from pipeline.evaluate.splits import draw_splits, seeded
 from pipeline.evaluate.stage import evaluate_baselines, evaluate_cell
 from pipeline.grid import largest_cells
-from pipeline.tables import SCORES_SCHEMA, system_columns
 
 SETTINGS = Evaluate(splits=40, bootstrap=200, permutations=20, low_shot=(5, 15), low_shot_draws=10)
 CONTRACT = {"template": "small", "space": "MNI", "tr_s": 1.5, "normalisation": "voxel-z"}

@@ -14,7 +14,7 @@ from fake_tables import Tables, demo_study, fake_tables, write_tables
 from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.report.claims import TABLES, Verdict, decide, evaluate_claims, load_claims
-from pipeline.report.estimates import Estimate
+from pipeline.report.estimates import ESTIMATORS, Estimate
 
 CLAIMS = Path(__file__).parents[2] / "config" / "claims.yaml"
 
@@ -106,6 +106,34 @@ def test_slopes_preserved_and_whitened(
 ) -> None:
     found = verdicts(study, fake_tables(study, model_beta=betas), tmp_path)
     assert (found["beta_preserved_by_factorised"], found["whitened_by_4d"]) == (preserved, whitened)
+
+
+def test_a_seed_without_an_exponent_decides_nothing(study: Study) -> None:
+    content, estimate = fake_tables(study), ESTIMATORS["slope_shift"]
+    spectral = content["spectral"]
+    gap = spectral["metric"].eq("hurst") & spectral["size"].eq("w24") & spectral["seed"].eq(0)
+    spectral.loc[gap, ["value", "low", "high"]] = np.nan
+    ((_, found),) = estimate(study, content, model="swift_v2", metric="hurst")
+    assert (found.n, found.note) == (0, "no hurst of 1 of 3 seeds")
+    assert np.isnan(found.effect)
+
+
+@pytest.mark.parametrize(
+    ("kind", "selectors"), [("difference_of_conditions", {"measure": "sex"}), ("rank_correlation", {"task": "sex"})]
+)
+def test_a_second_data_set_is_another_estimate_and_no_larger_n(
+    study: Study, kind: str, selectors: dict[str, str]
+) -> None:
+    content = fake_tables(study)
+    ((_, alone),) = ESTIMATORS[kind](study, content, **selectors)
+    second = content["probe"].assign(dataset="second", value=content["probe"]["value"].to_numpy()[::-1])
+    datasets = {**study.datasets, "second": study.datasets["simulated"]}
+    both = study.model_copy(update={"datasets": datasets})
+    content["probe"] = pd.concat([content["probe"], second], ignore_index=True)
+    found = dict(ESTIMATORS[kind](both, content, **selectors))
+    assert set(found) == {"simulated", "second"}
+    assert found["simulated"].effect == alone.effect
+    assert [estimate.n for estimate in found.values()] == [alone.n, alone.n]
 
 
 def test_every_row_says_what_decided_it(study: Study, tmp_path: Path) -> None:

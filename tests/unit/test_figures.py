@@ -73,16 +73,54 @@ def test_the_same_tables_give_the_same_bytes(study: Study, folder: Path, tmp_pat
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_simulated_people_are_called_simulated(drawn: dict[int, Drawn], number: int) -> None:
-    figure, *_ = drawn[number]
+    figure, _, caption = drawn[number]
     assert "SIMULATED COHORT" in texts(figure)
+    assert caption.endswith(" Simulated cohort and real data." if number == 5 else " Simulated cohort.")
     if number == 5:
         assert "real data, one run (n = 1)" in texts(figure)
 
 
 def test_real_people_are_not_called_simulated(study: Study, content: Tables, tmp_path: Path) -> None:
     real = {name: frame.assign(simulated=False) if "simulated" in frame else frame for name, frame in content.items()}
-    figure, *_ = draw_figure(study, 2, write_tables(real, tmp_path))
-    assert "SIMULATED" not in texts(figure)
+    folder = write_tables(real, tmp_path)
+    for number in NUMBERS:
+        figure, _, caption = draw_figure(study, number, folder)
+        assert "SIMULATED" not in texts(figure)
+        assert not caption.endswith(("Simulated cohort.", "Simulated cohort and real data."))
+
+
+def test_held_out_intervals_are_called_what_pretraining_made_them(folder: Path) -> None:
+    study = demo_study(evaluate={"bootstrap": 200, "confidence": 0.8})
+    captions = {number: draw_figure(study, number, folder)[2] for number in (1, 2)}
+    assert "one seed with its interval over people (95%)" in captions[1]
+    assert "interval (80%)" in captions[1]
+    assert "(80% in A to C, 95% in D)" in captions[2]
+
+
+def test_the_reference_of_reconstructions_is_the_raw_signal_of_the_same_runs(
+    study: Study, content: Tables, tmp_path: Path
+) -> None:
+    spectral = content["spectral"].copy()
+    for dataset, reference in (("simulated", 0.61), ("rapidtide", 0.72)):
+        spectral.loc[spectral["metric"].eq("beta_raw") & spectral["dataset"].eq(dataset), "value"] = reference
+    figure, _, caption = draw_figure(study, 5, write_tables({**content, "spectral": spectral}, tmp_path))
+    lines = [line for line in figure.axes[3].lines if line.get_linestyle() == "-."]
+    assert [line.get_xdata()[0] for line in lines] == pytest.approx([0.61, 0.72])
+    assert lines[0].get_alpha() > lines[1].get_alpha()
+    assert "simulated: 48 and 8; rapidtide: 1 and 1" in caption
+
+
+def test_an_exponent_that_was_not_found_is_a_gap(study: Study, content: Tables, tmp_path: Path) -> None:
+    spectral = content["spectral"].copy()
+    gone = spectral["metric"].str.startswith("hurst") & spectral["architecture"].ne("")
+    spectral.loc[gone, ["value", "low", "high"]] = np.nan
+    _, numbers, caption = draw_figure(study, 5, write_tables({**content, "spectral": spectral}, tmp_path))
+    assert numbers.loc[numbers["panel"].eq("E") & numbers["architecture"].ne(""), "y"].isna().all()
+    assert "no H where the likelihood has no minimum inside its range" in caption
+
+
+def test_simple_systems_are_called_by_what_they_read(drawn: dict[int, Drawn]) -> None:
+    assert "mean image by parcel + logistic" in texts(drawn[4][0])
 
 
 def test_plotted_numbers_are_those_of_the_table(study: Study, content: Tables, drawn: dict[int, Drawn]) -> None:

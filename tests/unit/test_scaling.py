@@ -211,6 +211,27 @@ def test_the_stage_writes_every_fit_with_n_and_an_honest_note(study, tmp_path):
     assert table.equals(read_table(tmp_path / "again.parquet"))
 
 
+def test_the_surface_counts_conditions_of_one_arm(tmp_path):
+    """Cells of another arm lie beside the diagonal at the same N and T: they must not bend its surface."""
+    whole = load_study(DEMO, {"scaling": {"bootstrap": 20}})
+    blocks = [cells.model_dump(mode="json") for cells in whole.grid.off_diagonal]
+    twice = {"off_diagonal": [*blocks, {**blocks[0], "arm": "other"}]}
+    with_arm = load_study(DEMO, {"scaling": {"bootstrap": 20}, "grid": twice})
+    found = []
+    for name, study in (("one", whole), ("two", with_arm)):
+
+        def spoil(cell, row):
+            return {**row, "val_r2": 0.01} if cell.variant == "other" else row
+
+        write_pretrain(study, tmp_path / f"{name}.parquet", spoil)
+        fit_scaling(study, tmp_path / f"{name}.parquet", tmp_path / f"{name}-fits.parquet")
+        table = read_table(tmp_path / f"{name}-fits.parquet")
+        found.append(table[table["fit"] == "surface"])
+    for surface in found:
+        assert surface["note"].str.startswith("trend: 8 conditions").all(), surface["note"].unique()
+        assert (surface["n"] == 11).all()
+
+
 def test_failed_and_missing_cells_are_counted_and_left_out(study, tmp_path):
     def spoil(cell, row):
         if cell.architecture == "swift_v1" and cell.size == "w24":

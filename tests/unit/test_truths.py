@@ -52,6 +52,18 @@ def test_planted_truths_are_recovered(
     assert f"{len(required(table))} of {len(required(table))} truths recovered." in told
     assert "FAILED" not in told
     assert table.loc[PERSON, "planted"].nunique() == 48
+    identity = table.loc["probe_identity_swift_v1"]
+    assert identity["found"] > 0
+    assert "probe_identity_swift_v1" not in required(table).index
+
+
+def test_people_without_an_exponent_are_left_out_of_n(study: Study, content: Tables, tmp_path: Path) -> None:
+    spectral = content["spectral"].copy()
+    people = spectral.index[spectral["metric"].eq("hurst") & spectral["split"].str.startswith("person-")]
+    spectral.loc[people[:3], "value"] = np.nan
+    table = truths(study, {**content, "spectral": spectral}, tmp_path)
+    assert table.loc["planted_hurst", "n"] == 45
+    assert table.loc["planted_hurst", "passed"]
 
 
 def test_what_is_planted_is_the_closed_form_of_the_simulation(study: Study) -> None:
@@ -88,6 +100,14 @@ def _one_cell_below_zero(content: Tables) -> None:
     content["pretrain"].loc[0, "val_r2_low"] = -0.001
 
 
+def _one_cell_diverged(content: Tables) -> None:
+    content["pretrain"].loc[3, "status"] = "diverged"
+
+
+def _one_cell_missing(content: Tables) -> None:
+    content["pretrain"] = content["pretrain"].drop(index=3)
+
+
 def _leak(content: Tables) -> None:
     leaks = content["benchmark"]["split"].eq("permuted") & content["benchmark"]["system"].eq("connectome_logistic")
     content["benchmark"].loc[leaks, ["value", "low", "high"]] = [0.75, 0.6, 0.9]
@@ -107,6 +127,8 @@ def _no_encoder_scores(content: Tables) -> None:
     [
         (_one_loss_rises, "loss_falls"),
         (_one_cell_below_zero, "reconstruction"),
+        (_one_cell_diverged, "cells_completed"),
+        (_one_cell_missing, "cells_completed"),
         (_leak, "permuted_sex_connectome"),
         (_coloured_noise, "white_noise_beta"),
         (_no_encoder_scores, "sex_encoder"),
