@@ -19,6 +19,7 @@ from pipeline.config import Study
 from pipeline.figures import style
 from pipeline.figures.select import block_rows, done, incomplete, means, numbers, pick
 from pipeline.grid import Block
+from pipeline.tables import VALIDATION_CONFIDENCE
 
 TABLES = ("pretrain", "history", "scaling")
 UNEXPLAINED = "unexplained variance, $1 - R^2$"
@@ -31,7 +32,7 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
     figure, axes = style.sheet(11.5, 7.2, nrows=2, ncols=3)
     top, bottom = axes
     scaling = tables["scaling"]
-    plotted = [
+    panels = [
         _loss(top[0], study, pretrain, scaling, "A", "scaling", "parameters"),
         _loss(top[1], study, pretrain, scaling, "B", "scaling", "train_flops"),
         _loss(top[2], study, pretrain, scaling, "C", "data", "unique_frames"),
@@ -39,10 +40,11 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
         _sweep(bottom[1], study, pretrain),
         _rank(bottom[2], study, pretrain),
     ]
-    verdict = verdict_of(scaling)
-    style.headline(figure, f"Figure 1. Scaling: {verdict}", pretrain["simulated"])
+    verdict, plotted = verdict_of(scaling), pd.concat(panels, ignore_index=True)
+    style.headline(figure, f"Figure 1. Scaling: {verdict}", plotted["simulated"])
     style.key(figure, _key(study))
-    return figure, pd.concat(plotted, ignore_index=True), _caption(study, pretrain, verdict)
+    gaps = incomplete(block_rows(study, "scaling", pretrain))
+    return figure, plotted, style.caption(_caption(study, pretrain, verdict), plotted["simulated"], gaps)
 
 
 def verdict_of(scaling: pd.DataFrame) -> str:
@@ -203,8 +205,8 @@ def _caption(study: Study, pretrain: pd.DataFrame, verdict: str) -> str:
         f"{study.scaling.law_seeds} seeds). Unexplained variance of masked in-brain voxels of {people} held-out people "
         "(run-wise voxel z, against the zero predictor) against (A) parameters, (B) measured training FLOPs and (C) "
         "unique frames at equal optimiser steps. Open markers: one seed with its interval over people "
-        f"({study.evaluate.confidence:.0%}); filled: mean over seeds; line and band: fit of E + A x^-a and its "
-        "bootstrap interval. (D) Training curves of the largest size, each seed, with a running mean. (E) The "
-        "learning-rate sweep on people of the pretraining part; a ring marks the lowest loss. (F) Effective rank of "
-        f"features; dotted: the rank below which they count as collapsed. {incomplete(cells)}"
-    ).strip()
+        f"({VALIDATION_CONFIDENCE:.0%}); filled: mean over seeds; line and band: fit of E + A x^-a and its bootstrap "
+        f"interval ({study.evaluate.confidence:.0%}). (D) Training curves of the largest size, each seed, with a "
+        "running mean. (E) The learning-rate sweep on people of the pretraining part; a ring marks the lowest loss. "
+        "(F) Effective rank of features; dotted: the rank below which they count as collapsed."
+    )

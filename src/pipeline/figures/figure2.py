@@ -14,6 +14,7 @@ from pipeline.config import Study
 from pipeline.figures import style
 from pipeline.figures.select import block_rows, done, incomplete, mean_interval, numbers, pick
 from pipeline.grid import RANDOM, block_cells
+from pipeline.tables import VALIDATION_CONFIDENCE
 
 TABLES = ("pretrain", "probe")
 
@@ -55,9 +56,11 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
             plotted.append(numbers(panel.letter, rows, "subjects", "value", "low", "high", "n"))
         line[0].set_title(f"$\\bf{{A}}$  {PANELS[0].title}, size {size}")
     drawn = pd.concat(plotted, ignore_index=True) if plotted else pd.DataFrame()
-    style.headline(figure, "Figure 2. Wide or deep, at equal tokens", pretrain["simulated"])
+    simulated = drawn["simulated"] if len(drawn) else pretrain["simulated"]
+    style.headline(figure, "Figure 2. Wide or deep, at equal tokens", simulated)
     style.key(figure, _key(study))
-    return figure, drawn, _caption(study, drawn, dataset)
+    gaps = incomplete(pick(drawn, panel="D")) if len(drawn) else ""
+    return figure, drawn, style.caption(_caption(study, drawn, dataset), simulated, gaps)
 
 
 def condition_sets(study: Study) -> list[tuple[int, str]]:
@@ -150,7 +153,8 @@ def _caption(study: Study, drawn: pd.DataFrame, dataset: str) -> str:
         f"Figure 2. Conditions of equal tokens, optimiser steps and FLOPs ({told}; {draws} nested draws of people). "
         f"Frozen encoders, people of '{dataset}' never seen in pretraining: (A) AUROC of sex (L2 logistic probe, out "
         "of fold), (B) share of people whose second session is matched to their first, (C) share of others ranked "
-        "below the right one, (D) voxelwise R^2 of masked voxels. Small markers: one draw with its "
-        f"{study.evaluate.confidence:.0%} interval over people; bars: mean over draws, {spread}. Dashed: chance. "
-        f"{incomplete(pick(drawn, panel='D')) if len(drawn) else ''}"
-    ).strip()
+        "below the right one (encoders: a linear discriminant fitted on the clips of session 1; the connectome: by "
+        "correlation), (D) voxelwise R^2 of masked voxels. Small markers: one draw with its interval over people "
+        f"({study.evaluate.confidence:.0%} in A to C, {VALIDATION_CONFIDENCE:.0%} in D); bars: mean over draws, "
+        f"{spread}. Dashed: chance."
+    )

@@ -37,7 +37,8 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
     _exchange(axes[0, count + 1], study, surface, chr(66 + count))
     style.headline(figure, f"Figure 3. People against frames: {_verdict(surface)}", done(rows)["simulated"])
     style.key(figure, _key(study))
-    return figure, _plotted(rows, surface), _caption(study, rows)
+    caption = style.caption(_caption(study, rows), done(rows)["simulated"], incomplete(rows))
+    return figure, _plotted(rows, surface), caption
 
 
 def surface_rows(study: Study, pretrain: pd.DataFrame) -> pd.DataFrame:
@@ -167,5 +168,5 @@ def _caption(study: Study, rows: pd.DataFrame) -> str:
         "mean over draws and seeds. Dashed lines: equal N x T. Coloured lines: levels of the fitted surface "
         "E + A N^-a + B T^-b. Then the surface's exponents, and the exchange rate: by what multiple runs would have to "
         "be longer to be worth a doubling of the people, at the centre of the grid; 2 is an even exchange. Bars: "
-        f"{study.evaluate.confidence:.0%} bootstrap intervals. {incomplete(rows)}"
-    ).strip()
+        f"{study.evaluate.confidence:.0%} bootstrap intervals."
+    )

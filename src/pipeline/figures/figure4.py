@@ -21,7 +21,7 @@ REFERENCE = "connectome_logistic"
 SIGNIFICANT = 0.05  # after Holm
 LABELS = {
     REFERENCE: "connectome + logistic",
-    "time_average": "time-averaged volume + logistic",
+    "time_averaged": "mean image by parcel + logistic",
     "temporal_sd": "temporal SD + logistic",
     "confounds": "confounds only",
     "chance": "chance",
@@ -63,7 +63,8 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
         style.nothing(axes[1, 0], "")
     style.headline(figure, "Figure 4. Benchmark of frozen encoders", benchmark["simulated"])
     style.key(figure, _key(study), 4)
-    return figure, pd.concat([*plotted, compared], ignore_index=True), _caption(study, compared)
+    caption = style.caption(_caption(study, compared), benchmark["simulated"])
+    return figure, pd.concat([*plotted, compared], ignore_index=True), caption
 
 
 def systems(study: Study, benchmark: pd.DataFrame, pretrain: pd.DataFrame) -> list[System]:

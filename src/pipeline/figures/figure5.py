@@ -58,11 +58,15 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
     plotted.append(_planted(axes[0, 2], tables.get("truths")))
     for place, (metric, title) in enumerate((("beta", "Slope β"), ("hurst", "Hurst exponent"))):
         plotted.append(_forest(axes[1, place], study, lines, shown, metric, "DE"[place], title))
+        for rank, reference in enumerate(references(study, spectral, shown, metric)):
+            axes[1, place].axvline(reference, color=style.INK, alpha=_fade(rank), ls="-.", lw=0.9, zorder=0)
     axes[1, 1].set_yticklabels([])
     plotted.append(_distance(axes[1, 2], study, spectral, shown))
-    style.headline(figure, "Figure 5. Physics of the signal, and of its reconstruction", spectra["simulated"])
+    simulated = pick(spectra, dataset=shown)["simulated"]
+    style.headline(figure, "Figure 5. Physics of the signal, and of its reconstruction", simulated)
     style.key(figure, _key(study, shown), 5)
-    return figure, pd.concat(plotted, ignore_index=True), _caption(study, spectra, shown)
+    caption = style.caption(_caption(study, spectral, spectra, shown), simulated)
+    return figure, pd.concat(plotted, ignore_index=True), caption
 
 
 def largest(study: Study, architecture: str) -> list[Cell]:
@@ -90,6 +94,16 @@ def forest_lines(study: Study, spectral: pd.DataFrame) -> list[Line]:
         for suffix, label in SURROGATES.items():
             lines.append(Line(label, look, "white", trained, f"_{suffix}"))
     return [line for line in lines if len(line.rows) and line.rows["metric"].isin([f"beta{line.suffix}"]).any()]
+
+
+def references(study: Study, spectral: pd.DataFrame, shown: list[str], metric: str) -> list[float]:
+    """Slope or exponent of the very runs that the largest encoders reconstructed, comb left out; one a data set.
+
+    The line "raw BOLD" is of other people, runs and frequencies, so reconstructions are not held against it.
+    """
+    cells = [cell for name in study.architectures for cell in largest(study, name)]
+    raw = pick(rows_of(spectral, cells), metric=f"{metric}_raw")
+    return [float(pick(raw, dataset=dataset)["value"].mean()) for dataset in shown]
 
 
 def _spectra(axes: Axes, study: Study, spectra: pd.DataFrame, dataset: str, letter: str) -> pd.DataFrame:
@@ -157,8 +171,6 @@ def _forest(
         axes.plot(planted.iloc[:1], [place] * len(planted.iloc[:1]), "|", color="#B00020", ms=11, mew=2, zorder=1)
     style.forest_rows(axes, [line.label for line in lines])
     _frame(axes, lines, metric)
-    reference = pick(lines[0].rows, metric=metric, dataset=shown[:1])["value"].mean() if lines else np.nan
-    axes.axvline(reference, color=style.INK, ls="-.", lw=0.9, zorder=0)
     axes.axvline(0.0 if metric == "beta" else 0.5, color=style.GREY, ls="--", lw=1, zorder=0)
     low, high = study.spectral.band_hz
     axes.set_xlabel(
@@ -188,11 +200,15 @@ def _frame(axes: Axes, lines: list[Line], metric: str) -> None:
             axes.text(high if right else low, place, text, **ends_at)
 
 
+def _fade(rank: int) -> float:
+    """The second data set is paler."""
+    return 0.5 if rank else 1.0
+
+
 def _points(axes: Axes, at: float, part: pd.DataFrame, line: Line, rank: int) -> None:
     part = part.dropna(subset=["value"])
     offsets = 0.1 * (np.arange(len(part)) - (len(part) - 1) / 2)
     bars = style.spread(part["value"], part["low"], part["high"])
-    fade = 0.5 if rank else 1.0
     marks: dict[str, Any] = {
         "fmt": line.look.marker,
         "ms": 3.6,
@@ -200,7 +216,7 @@ def _points(axes: Axes, at: float, part: pd.DataFrame, line: Line, rank: int) ->
         "capsize": 0,
         "mfc": line.fill or line.look.colour,
     }
-    axes.errorbar(part["value"], at + offsets, xerr=bars, color=line.look.colour, alpha=fade, **marks)
+    axes.errorbar(part["value"], at + offsets, xerr=bars, color=line.look.colour, alpha=_fade(rank), **marks)
 
 
 def _distance(axes: Axes, study: Study, spectral: pd.DataFrame, shown: list[str]) -> pd.DataFrame:
@@ -238,8 +254,17 @@ def _key(study: Study, shown: list[str]) -> list[Any]:
     ]
 
 
-def _caption(study: Study, spectra: pd.DataFrame, shown: list[str]) -> str:
+def _people(study: Study, spectral: pd.DataFrame, dataset: str) -> str:
+    """How many people are behind raw signals and controls, and behind reconstructions."""
+    slopes = pick(spectral, dataset=dataset, metric="beta")
+    cells = [cell for name in study.architectures for cell in largest(study, name)]
+    counts = [part["n"].max() if len(part) else 0 for part in (pick(slopes, system="raw"), rows_of(slopes, cells))]
+    return f"{dataset}: {counts[0]} and {counts[1]}"
+
+
+def _caption(study: Study, spectral: pd.DataFrame, spectra: pd.DataFrame, shown: list[str]) -> str:
     told = "; ".join(f"{name}: {_who(pick(spectra, dataset=name))}" for name in shown)
+    people = "; ".join(_people(study, spectral, name) for name in shown)
     low, high = study.spectral.band_hz
     return (
         f"Figure 5. Power spectra (A, B) of raw BOLD and of full-run reconstructions of masked frames ({told}), "
@@ -247,7 +272,10 @@ def _caption(study: Study, spectra: pd.DataFrame, shown: list[str]) -> str:
         "(C) Slopes of the simulated people: the slope expected of each planted spectrum, and the one measured. "
         f"(D) Slope β of the averaged spectrum (multitaper, {low:g}-{high:g} Hz), (E) Hurst exponent (Whittle), each "
         "seed, with the signal's own controls, and for each architecture untrained weights, a constant input, and "
-        "surrogates of equal R^2 through the identical path. Dash-dotted: raw signal. (F) Absolute difference from it, "
-        f"paired over people. Bars: {study.evaluate.confidence:.0%} intervals over people; for one run "
-        "alone, from its tapers."
+        "surrogates of equal R^2 through the identical path; no H where the likelihood has no minimum inside its "
+        f"range. n of raw signals with their controls, every run, and of reconstructions, first runs: {people}. "
+        "Dash-dotted: raw signal of the runs that were reconstructed, without the comb of the clips, the second data "
+        "set paler. (F) Absolute difference from it, paired over people. Bars: "
+        f"{study.evaluate.confidence:.0%} intervals over people; for one run alone, from leaving out every tenth "
+        "frequency of its periodogram."
     )

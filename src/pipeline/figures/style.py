@@ -80,11 +80,24 @@ def letter(axes: Axes, name: str, title: str) -> None:
     axes.set_title(f"$\\bf{{{name}}}$  {title}", pad=7)
 
 
+def whose(simulated: pd.Series) -> str:
+    """`Simulated cohort` where any drawn row is of one, with `and real data` where others are not; else nothing."""
+    known = simulated.dropna().astype(bool)  # a missing cell is of nobody
+    if not known.any():
+        return ""
+    return "Simulated cohort" if known.all() else "Simulated cohort and real data"
+
+
+def caption(text: str, simulated: pd.Series, gaps: str = "") -> str:
+    """A caption: what is drawn, what is missing from it, and last whether the people were simulated."""
+    return " ".join([text, *(f"{told}." for told in (gaps, whose(simulated)) if told)])
+
+
 def badge(figure: Figure, simulated: pd.Series) -> None:
     """Say in the top right corner whose numbers these are, from the column `simulated` of the rows drawn."""
-    some, every = bool(simulated.any()), bool(simulated.all())
-    text = "SIMULATED COHORT" if every else "SIMULATED COHORT AND REAL DATA" if some else "REAL DATA"
-    colour, ground = ("#8A4B00", "#FFF3E0") if some else ("#00573F", "#E3F3EC")
+    text = whose(simulated)
+    colour, ground = ("#8A4B00", "#FFF3E0") if text else ("#00573F", "#E3F3EC")
+    text = text.upper() or "REAL DATA"
     box = {"boxstyle": "round,pad=0.35", "facecolor": ground, "edgecolor": colour}
     figure.text(0.995, 0.99, text, ha="right", va="top", fontsize=7.5, color=colour, weight="bold", bbox=box)
 

@@ -121,7 +121,10 @@ def _difference_of_shares(ours: np.ndarray, others: np.ndarray, confidence: floa
 def difference_of_conditions(
     study: Study, tables: Tables, *, measure: Literal["sex", "identity", "reconstruction"]
 ) -> Estimates:
-    """The deepest minus the widest of conditions with equal tokens, paired by draw of people; n = draws."""
+    """The deepest minus the widest of conditions with equal tokens, paired by draw of people; n = draws.
+
+    Probes give one estimate a data set: its people are other people, and its rows are no further draws.
+    """
     panel = next(panel for panel in PANELS if panel.task == measure)
     test = "paired t over draws"
     where = f"{'pretrain' if measure == 'reconstruction' else 'probe'}: {measure} {panel.metric}, cells of iso_tokens"
@@ -132,15 +135,29 @@ def difference_of_conditions(
     rows = rows.assign(tokens=rows["subjects"] * rows["frames"])
     if rows.empty:
         yield "", _nothing(test, where, "no such cells")
+    for name, of_dataset, part in _by_dataset(study, rows):
+        # The set with most draws decides.
+        part = part[part["tokens"] == part.groupby("tokens")["draw"].nunique().idxmax()]
+        deep, wide = part[part["frames"] == part["frames"].max()], part[part["frames"] == part["frames"].min()]
+        pairs = deep.merge(wide, on=["architecture", "size", "draw", "variant", "seed"], suffixes=("", "_wide"))
+        draws = (pairs["value"] - pairs["value_wide"]).groupby(pairs["draw"]).mean().to_numpy()
+        effect, low, high = mean_interval(draws, study.evaluate.confidence)
+        p_value = float(stats.ttest_1samp(draws, 0).pvalue) if len(draws) > 2 else np.nan
+        told = f"{where}{of_dataset}, {_condition(deep)} minus {_condition(wide)}"
+        yield name, Estimate(effect, low, high, len(draws), test, told, p_value, simulated=_any_simulated(part))
+
+
+def _by_dataset(study: Study, rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Rows of each data set with its name and how `decided_by` tells it; the name is "" where a study evaluates one."""
+    if len(rows) and "dataset" not in rows:
+        yield "", "", rows
         return
-    rows = rows[rows["tokens"] == rows.groupby("tokens")["draw"].nunique().idxmax()]  # the set with most draws decides
-    deep, wide = rows[rows["frames"] == rows["frames"].max()], rows[rows["frames"] == rows["frames"].min()]
-    pairs = deep.merge(wide, on=["architecture", "size", "draw", "variant", "seed"], suffixes=("", "_wide"))
-    draws = (pairs["value"] - pairs["value_wide"]).groupby(pairs["draw"]).mean().to_numpy()
-    effect, low, high = mean_interval(draws, study.evaluate.confidence)
-    p_value = float(stats.ttest_1samp(draws, 0).pvalue) if len(draws) > 2 else np.nan
-    told = f"{where}, {_condition(deep)} minus {_condition(wide)}"
-    yield "", Estimate(effect, low, high, len(draws), test, told, p_value, simulated=_any_simulated(rows))
+    for dataset, part in rows.groupby("dataset", sort=False) if len(rows) else ():
+        yield _dataset_name(study, str(dataset)), f" of {dataset}", part
+
+
+def _dataset_name(study: Study, dataset: str) -> str:
+    return dataset if len(study.with_role("evaluate")) > 1 else ""
 
 
 def _condition(rows: pd.DataFrame) -> str:
@@ -214,7 +231,10 @@ def few_shot_difference(study: Study, tables: Tables, *, model: str, against: st
 
 
 def rank_correlation(study: Study, tables: Tables, *, task: str) -> Estimates:
-    """Spearman correlation over completed encoders of held-out R^2 with the AUROC of a label; n = encoders."""
+    """Spearman correlation over completed encoders of held-out R^2 with the AUROC of a label; n = encoders.
+
+    One estimate a data set: the same encoders over again are no further encoders.
+    """
     test, where = (
         "Spearman, bootstrap over encoders",
         f"pretrain val_r2 with probe AUROC of {task}, every trained encoder",
@@ -223,17 +243,28 @@ def rank_correlation(study: Study, tables: Tables, *, task: str) -> Estimates:
     probe = rows_of(pick(tables["probe"], task=task, metric="auroc", split="oof"), cells)
     keys = ["architecture", "size", "subjects", "frames", "draw", "variant", "seed"]
     both = done(probe).merge(tables["pretrain"][[*keys, "val_r2"]], on=keys).dropna(subset=["value", "val_r2"])
-    x, y, rng = both["val_r2"].to_numpy(), both["value"].to_numpy(), np.random.default_rng(study.seed)
-    if len(both) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        yield "", _nothing(test, where, "fewer than four encoders, or all alike")
-        return
+    few = "fewer than four encoders, or all alike"
+    if both.empty:
+        yield "", _nothing(test, where, few)
+    for name, of_dataset, part in _by_dataset(study, both):
+        told = f"{where}{of_dataset}"
+        x, y = part["val_r2"].to_numpy(), part["value"].to_numpy()
+        if len(part) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            yield name, _nothing(test, told, few)
+            continue
+        found, low, high = _spearman(study, x, y)
+        ends = (low, high, len(part), test, told, float(found.pvalue))
+        yield name, Estimate(float(found.statistic), *ends, simulated=_any_simulated(part))
+
+
+def _spearman(study: Study, x: np.ndarray, y: np.ndarray) -> tuple[Any, float, float]:
+    """Spearman's correlation with its p, and the ends of its interval."""
+    rng = np.random.default_rng(study.seed)
     drawn_RN = rng.integers(len(x), size=(study.evaluate.bootstrap, len(x)))
     resampled = _correlations(stats.rankdata(x[drawn_RN], axis=1), stats.rankdata(y[drawn_RN], axis=1))
     tail = (1 - study.evaluate.confidence) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    found = stats.spearmanr(x, y)
-    ends = (float(low), float(high), len(both), test, where, float(found.pvalue))
-    yield "", Estimate(float(found.statistic), *ends, simulated=_any_simulated(both))
+    return stats.spearmanr(x, y), float(low), float(high)
 
 
 def _correlations(x_RN: np.ndarray, y_RN: np.ndarray) -> np.ndarray:
@@ -255,12 +286,14 @@ def slope_shift(
     for dataset in study.with_role("evaluate"):
         where = f"spectral: {metric} of {dataset}, largest {model}"
         rows = pick(tables["spectral"], dataset=dataset, metric=metric, split="all")
-        ours = done(_largest_rows(study, model, rows)).dropna(subset=["value"])
-        name = dataset if len(study.with_role("evaluate")) > 1 else ""
+        ours, name = done(_largest_rows(study, model, rows)), _dataset_name(study, dataset)
+        if gaps := int(ours["value"].isna().sum()):  # the seeds that are left would be a choice by their result
+            yield name, _nothing(test, where, f"no {metric} of {gaps} of {len(ours)} seeds")
+            continue
         if ours.empty:
             yield name, _nothing(test, where, "no completed encoder")
             continue
-        value, low, high = ours[["value", "low", "high"]].mean()
+        value, low, high = ours[["value", "low", "high"]].mean(skipna=False)
         yield name, Estimate(value, low, high, int(ours["n"].min()), test, where, simulated=_any_simulated(ours))
 
 

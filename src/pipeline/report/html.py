@@ -19,6 +19,7 @@ from pipeline.figures.select import block_rows, pick, records
 from pipeline.grid import Block, all_cells
 from pipeline.report.provenance import dataset_counts, table_records
 from pipeline.report.truths import PERSON, required
+from pipeline.tables import VALIDATION_CONFIDENCE
 
 TEMPLATE = "report.html"
 DASH = "–"
@@ -52,6 +53,7 @@ def write_report(study: Study, results_folder: Path, output: Path) -> None:
         "records": table_records(tables_folder),
         "configuration": dump_study(study),
         "confidence": f"{study.evaluate.confidence:.0%}",
+        "validation_confidence": f"{VALIDATION_CONFIDENCE:.0%}",
     }
     write_text(output, page.render(content))
 

@@ -240,7 +240,10 @@ def _pretraining(study: Study, pretrain: pd.DataFrame, probe: pd.DataFrame) -> I
     untrained = set(block_cells(study, "random_weights"))
     main = _completed(pretrain, [cell for cell in evaluated_cells(study) if cell not in untrained])
     yield _lowest(main, "reconstruction", "voxelwise R² of held-out people above 0, lowest of all completed cells")
-    trained = _completed(pretrain, [cell for cell in all_cells(study) if cell not in untrained])
+    planned = [cell for cell in all_cells(study) if cell not in untrained]
+    trained = _completed(pretrain, planned)
+    counts = (len(planned), len(trained), np.nan, np.nan, 0.0, len(planned), len(trained) == len(planned))
+    yield Truth("cells_completed", f"trained cells completed: {len(trained)} of {len(planned)} planned", *counts)
     fall = (trained["first_loss"] - trained["train_loss"]).to_numpy()
     statement = "every training loss falls: smallest fall of all completed cells"
     if len(fall):
@@ -266,7 +269,7 @@ def _lowest(rows: pd.DataFrame, truth: str, statement: str) -> Truth:
 
 
 def _above_untrained(study: Study, architecture: str, pretrain: pd.DataFrame, probe: pd.DataFrame) -> Iterator[Truth]:
-    """Held-out R^2 of trained cells above that of the same size untrained; the probe is reported beside it."""
+    """Held-out R^2 of trained cells above that of the same size untrained; probes are reported beside it."""
     untrained = [cell for cell in block_cells(study, "random_weights") if cell.architecture == architecture]
     kinds = {(cell.size, cell.subjects, cell.frames) for cell in untrained}
     same = [cell for cell in block_cells(study, "scaling") if cell.architecture == architecture]
@@ -282,11 +285,12 @@ def _above_untrained(study: Study, architecture: str, pretrain: pd.DataFrame, pr
         yield Truth(
             truth, statement, best, *interval, 0.0, int(worst["n_validation_people"]), bool(worst["val_r2_low"] > best)
         )
-    sex = pick(probe, task="sex", metric="auroc", split="oof")
-    areas = [rows_of(sex, cells)["value"].mean() for cells in (same, untrained)]
-    told = f"{label}: AUROC of sex, trained minus random weights"
-    difference = float(areas[0] - areas[1])
-    n = int(sex["n"].max()) if len(sex) else 0
-    yield Truth(
-        f"probe_{architecture}", told, np.nan, difference, np.nan, np.nan, 0.0, n, bool(difference > 0), REPORTED
-    )
+    for truth, task, metric, told in (
+        (f"probe_{architecture}", "sex", "auroc", "AUROC of sex"),
+        (f"probe_identity_{architecture}", "identity", "mean_rank", "identity, share of others ranked below"),
+    ):
+        rows = pick(probe, task=task, metric=metric, split="oof")
+        means = [rows_of(rows, cells)["value"].mean() for cells in (same, untrained)]
+        difference, n = float(means[0] - means[1]), int(rows["n"].max()) if len(rows) else 0
+        values = (np.nan, difference, np.nan, np.nan, 0.0, n, bool(difference > 0), REPORTED)
+        yield Truth(truth, f"{label}: {told}, trained minus random weights", *values)

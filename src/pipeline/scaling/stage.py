@@ -59,9 +59,11 @@ def _cells(study: Study, table: pd.DataFrame, block: Block) -> pd.DataFrame:
 
 
 def _arm(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells of the largest size that the diagonal of equal tokens has: a surface is of one size."""
-    sizes = [cell.size for cell in block_cells(study, "iso_tokens")]
-    return cells[cells["size"] == sizes[-1]] if sizes else cells
+    """Cells of the diagonal's arm, of the largest size that it has: a surface is of one size and one arm."""
+    diagonal = block_cells(study, "iso_tokens")
+    if not diagonal:
+        return cells
+    return cells[(cells["size"] == diagonal[-1].size) & (cells["variant"] == diagonal[-1].variant)]
 
 
 def _completed(cells: pd.DataFrame) -> pd.DataFrame:
@@ -145,11 +147,12 @@ def _resampling(study: Study, name: str) -> dict[str, Any]:
 
 
 def _worth(study: Study, cells: pd.DataFrame, axis: str | list[str]) -> str:
-    """`law` where there are enough sizes and repeats of each, else `trend`, with the counts."""
+    """`law` where there are enough sizes (of two axes: conditions) and repeats of each, else `trend`, with counts."""
     conditions = cells.groupby(axis).size()
-    sizes, repeats = len(conditions), int(conditions.min()) if len(conditions) else 0
-    enough = sizes >= study.scaling.law_sizes and repeats >= study.scaling.law_seeds
-    return f"{'law' if enough else 'trend'}: {sizes} sizes, at least {repeats} repeats"
+    count, repeats = len(conditions), int(conditions.min()) if len(conditions) else 0
+    enough = count >= study.scaling.law_sizes and repeats >= study.scaling.law_seeds
+    what = "sizes" if isinstance(axis, str) else "conditions"
+    return f"{'law' if enough else 'trend'}: {count} {what}, at least {repeats} repeats"
 
 
 def _note(worth: str, identified: bool) -> str:

@@ -34,7 +34,7 @@ def hurst_exponent(
     ----------
     bold_TV : (T, V) signal in any unit; constant columns give NaN.
     tr_s : sampling interval in seconds.
-    method : "whittle" (exact spectral density of fractional Gaussian noise, between 0.005 and 0.995),
+    method : "whittle" (exact spectral density of fractional Gaussian noise, NaN outside 0.005 to 0.995),
         "local_whittle" (only that the spectrum is a power law at the lowest T^0.65 frequencies), "dfa" (detrended
         fluctuation analysis, linear, windows of 10 frames to T / 4) or "wavelet" (variance of Daubechies details).
     refuse_filtered : raise where the power above 0.1 Hz was filtered away.
@@ -90,15 +90,20 @@ def _fgn_log_density(freqs: bytes) -> np.ndarray:
 
 
 def _likeliest(power_FV: np.ndarray, grid_G: np.ndarray, log_density_GF: np.ndarray) -> np.ndarray:
-    """Minimum of Whittle's likelihood with the scale profiled out: a matrix product, then a parabola at the minimum."""
+    """Minimum of Whittle's likelihood with the scale profiled out: a matrix product, then a parabola at the minimum.
+
+    NaN where the smallest value is the first or the last candidate's: the minimum lies beyond them, if there is one.
+    """
     log_density_GF = log_density_GF - log_density_GF.mean(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         loss_GV = np.log(np.exp(-log_density_GF) @ power_FV)
-    best_V = loss_GV.argmin(axis=0).clip(1, len(grid_G) - 2)
+    lowest_V = loss_GV.argmin(axis=0)
+    best_V = lowest_V.clip(1, len(grid_G) - 2)
     below_V, at_V, above_V = (loss_GV[best_V + step, np.arange(len(best_V))] for step in (-1, 0, 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         offset_V = 0.5 * (below_V - above_V) / (below_V - 2 * at_V + above_V)
-    return grid_G[best_V] + offset_V.clip(-1, 1) * (grid_G[1] - grid_G[0])
+    estimate_V = grid_G[best_V] + offset_V.clip(-1, 1) * (grid_G[1] - grid_G[0])
+    return np.where(lowest_V == best_V, estimate_V, np.nan)
 
 
 def _dfa(bold_TV: np.ndarray) -> np.ndarray:

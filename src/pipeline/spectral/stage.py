@@ -129,7 +129,8 @@ def _raw_findings(study: Study, template: Template, run: PersonRun) -> Found:
     for system, signal_TV in signals.items():
         yield from _slope_and_hurst(study, run, system, _spectrum(study, signal_TV, run.tr_s))
     freqs_F = np.fft.rfftfreq(frames, run.tr_s)[1:]
-    planted = slope_of_spectrum(freqs_F, fgn_spectrum(freqs_F, KNOWN_HURST, run.tr_s), study.spectral.band_hz)
+    power_F, width_hz = fgn_spectrum(freqs_F, KNOWN_HURST, run.tr_s), study.spectral.bandwidth / (frames * run.tr_s)
+    planted = slope_of_spectrum(freqs_F, power_F, study.spectral.band_hz, (0.0,), width_hz)  # as `measure.slope`
     yield _finding(run, "known_slope", "slope", "beta_planted", float(planted))
     yield _finding(run, "known_slope", "hurst", "hurst_planted", KNOWN_HURST)
     yield from _finer(study, template, run)
