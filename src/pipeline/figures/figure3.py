@@ -69,6 +69,9 @@ def _map(
         ink = "white" if norm(cell["value"]) > 0.55 else style.INK
         text, place = f"{cell['value']:.3f}".removeprefix("0"), (cell["subjects"], cell["frames"])
         axes.annotate(text, place, ha="center", va="center", fontsize=7, color=ink, zorder=4)
+    if rows.empty:
+        style.nothing(axes, "no such cells in this study")
+        return
     subjects, frames = sorted(rows["subjects"].unique()), sorted(rows["frames"].unique())
     gaps = rows[["subjects", "frames"]].drop_duplicates().merge(mean, how="left").query("value.isna()")
     axes.plot(gaps["subjects"], gaps["frames"], "x", color="#B00020", ms=9, mew=2)
