@@ -159,9 +159,8 @@ def _verify(arguments: Arguments) -> None:
     from pipeline.bold.shards import verify_shard
 
     runs = read_json(arguments.input)["runs"]
-    for entry in runs:
-        verify_shard(entry["path"])
-    print(f"{arguments.input}: {len(runs)} shards, every byte as written.")
+    files = sum(verify_shard(entry["path"]) for entry in runs)
+    print(f"{arguments.input}: {len(runs)} shards, {files} files, every byte as written.")
 
 
 def _split(arguments: Arguments) -> None:

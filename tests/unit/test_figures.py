@@ -155,8 +155,20 @@ def test_a_diverged_cell_is_a_cross_and_is_in_no_mean(study: Study, content: Tab
 def test_figures_survive_tables_without_rows(study: Study, content: Tables, tmp_path: Path) -> None:
     few = {**content, "scaling": content["scaling"].iloc[:0], "history": content["history"].iloc[:0]}
     folder = write_tables({**few, "spectral": content["spectral"][content["spectral"]["architecture"] == ""]}, tmp_path)
-    for number in (1, 3, 5):
-        draw_figure(study, number, folder)
+    drawn = {number: draw_figure(study, number, folder) for number in (1, 3, 5)}
+    assert "no training curve" in texts(drawn[1][0])
+    for figure, numbers, caption in drawn.values():
+        assert len(figure.axes) > 2
+        assert len(numbers), "what there is is still drawn"
+        assert caption.startswith("Figure")
+
+
+def test_an_architecture_without_cells_of_people_and_frames_is_a_told_gap(tmp_path: Path) -> None:
+    only = [{"architectures": ["swift_v2"], "sizes": ["w12"], "subjects_frames": [[24, 40], [12, 80], [6, 160]]}]
+    study = demo_study(name="half", grid={"iso_tokens": only, "off_diagonal": [], "data": []})
+    figure, numbers, _ = draw_figure(study, 3, write_tables(fake_tables(study), tmp_path))
+    assert "no such cells in this study" in texts(figure)
+    assert set(numbers["architecture"].dropna()) >= {"swift_v2"}
 
 
 def test_figures_of_a_study_without_blocks(tmp_path: Path) -> None:
@@ -164,8 +176,10 @@ def test_figures_of_a_study_without_blocks(tmp_path: Path) -> None:
     grid = {"data": [], "learning_rate": {"rates": []}, "scaling": [{"subjects_frames": [[32, 160]]}]}
     study = demo_study(name="small", grid=grid)
     folder = write_tables(fake_tables(study), tmp_path)
-    for number in NUMBERS:
-        draw_figure(study, number, folder)
+    gaps = {number: texts(draw_figure(study, number, folder)[0]) for number in NUMBERS}
+    assert "no such cells in this study" in gaps[1]
+    assert "no sweep configured" in gaps[1]
+    assert all(f"Figure {number}." in said for number, said in gaps.items())
 
 
 def test_trend_becomes_law_only_when_every_fit_says_so() -> None:

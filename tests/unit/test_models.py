@@ -7,6 +7,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.models import create, describe, names
+from pipeline.models.encoder import VoxelEncoder
 from pipeline.models.layers import patchify, unpatchify
 from pipeline.models.reconstruction import MaskedReconstruction
 from pipeline.models.swift_v1 import WITHOUT_GRADIENT
@@ -87,8 +88,21 @@ def test_training_may_follow_inference_in_one_process(name):
     model = small(name, grid=(4, 4, 2))
     clip, hidden = torch.randn(1, 1, 8, 8, 4, 9), torch.rand(1, 4, 4, 2, 9) < 0.5
     with torch.inference_mode():
-        model(clip, hidden)
-    model(clip, hidden).sum().backward()
+        before = model(clip, hidden)
+    after = model(clip, hidden)
+    after.square().mean().backward()
+    assert torch.equal(before, after.detach()), "what inference caches must not change the result"
+    moved = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.decoder.parameters()]
+    assert moved
+    assert all(moved), "what inference caches must not cut the gradient"
+
+
+def test_an_architecture_without_encode_cannot_be_made():
+    class Unfinished(VoxelEncoder):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract method '?encode"):
+        Unfinished(6, (1,), (1,), (2, 2, 2), (2, 2, 2), 4, embedding_norm=False)
 
 
 @pytest.mark.parametrize("name", names())

@@ -167,10 +167,15 @@ def require_contract(where: Path, found: Mapping[str, Any], expected: Mapping[st
             raise InputError(f"{where}: contract.{field}", repr(found.get(field)), repr(value), hint)
 
 
-def verify_shard(folder: str | Path) -> None:
-    """Check every byte of a shard against its manifest; an InputError names the first file that differs."""
+def verify_shard(folder: str | Path) -> int:
+    """Check every byte of a shard against its manifest; an InputError names the first file that differs.
+
+    Returns the number of files checked.
+    """
     shard = Shard.open(folder)
-    for name, listed in artefact.read_json(shard.folder / "manifest.json")["files"].items():
+    files = artefact.read_json(shard.folder / "manifest.json")["files"]
+    for name, listed in files.items():
         if artefact.sha256_file(shard.folder / name) != listed["sha256"]:
             raise InputError(shard.folder / name, "other bytes", "the SHA-256 of its manifest", REMAKE)
     require_contract(shard.folder, dict(shard._group.attrs["contract"]), shard.contract)
+    return len(files)

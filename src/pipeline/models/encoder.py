@@ -5,6 +5,7 @@ Legend: B clip; X Y Z T voxels and frames; x y z t places and token times; C cha
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from pipeline.models.layers import PatchEmbedding, as_patch, stage_grids, stage_widths
 
 
-class VoxelEncoder(nn.Module):
-    """Patch embedding and shapes; an architecture adds `encode`.
+class VoxelEncoder(nn.Module, ABC):
+    """Patch embedding and shapes; an architecture adds `encode`, without which it cannot be made.
 
     Parameters
     ----------
@@ -51,9 +52,9 @@ class VoxelEncoder(nn.Module):
         tokens: Tensor = self.patch_embed(clip_B1XYZT)
         return tokens.movedim(-1, 1)
 
+    @abstractmethod
     def encode(self, tokens_BCxyzt: Tensor) -> Tensor:
         """Features `(B, C, x, y, z, t)` of tokens."""
-        raise NotImplementedError
 
     def forward(self, clip_B1XYZT: Tensor) -> Tensor:
         """Features `(B, C, x, y, z, t)` of a clip `(B, 1, X, Y, Z, T)`; the last axis is time."""
