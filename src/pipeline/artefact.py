@@ -55,6 +55,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        for inside in [*temporary.rglob("*"), temporary]:
+            _flush(inside)
         former = temporary.with_name(f"{temporary.name}-former")
         if path.exists():
             path.replace(former)

@@ -189,7 +189,6 @@ def _pretrain(arguments: Arguments) -> None:
 
     study, layout = _study(arguments)
     cell = grid.require_cell(study, arguments.cell)
-    trained = cell.variant == grid.MAIN
     run_cell(
         study,
         cell,
@@ -197,7 +196,7 @@ def _pretrain(arguments: Arguments) -> None:
         manifests=layout.manifests("pretrain"),
         draws=layout.draws,
         evaluation_set=layout.evaluation_set,
-        learning_rate_file=layout.learning_rate(cell.architecture) if trained else None,
+        learning_rate_file=layout.learning_rate(cell.architecture),
         output_folder=arguments.output.parent,
         state_root=layout.cell("pretrain", cell) / "state",
     )

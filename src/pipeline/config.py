@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -18,6 +19,8 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import InputError, nearest
 
 SLUG_PATTERN = r"[A-Za-z0-9_-]+"
+CELL_PATH = "{architecture}/{size}/N{subjects}-T{frames}/draw{draw}-{variant}/seed{seed}"
+MAIN, RANDOM, SWEEP = "main", "random", "lr-"  # variants: trained, untrained, and how those of the sweep begin
 
 
 def _slug(value: str) -> str:
@@ -26,7 +29,15 @@ def _slug(value: str) -> str:
     return value
 
 
+def _arm(value: str) -> str:
+    if value == RANDOM or value.startswith(SWEEP):
+        message = "another name: '{random}' is that of untrained controls, '{sweep}...' of the learning-rate sweep"
+        raise PydanticCustomError("reserved_arm", message, {"random": RANDOM, "sweep": SWEEP})
+    return value
+
+
 Slug = Annotated[str, AfterValidator(_slug)]
+Arm = Annotated[Slug, AfterValidator(_arm)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -174,7 +185,7 @@ class Architecture(Strict):
 class Cells(Strict):
     """A block of cells: the product of its lists."""
 
-    arm: Slug = Field("main", description="Variant in the cells' paths; names the arm where data sets differ")
+    arm: Arm = Field(MAIN, description="Variant in the cells' paths; names the arm where data sets differ")
     datasets: tuple[Slug, ...] = Field(
         (), description="Data sets whose people are pretrained on; empty: all that may be"
     )
@@ -184,11 +195,22 @@ class Cells(Strict):
     draws: tuple[int, ...] = Field((0,), description="Which draws of people")
     seeds: tuple[int, ...] = Field((0,), description="Seeds of weights, clips and masks")
 
+    def members(self, architectures: Mapping[str, Architecture], variant: str) -> Iterator[dict[str, Any]]:
+        """What each cell of the block is, by the names in `CELL_PATH`."""
+        for name in self.architectures or architectures:
+            sizes = self.sizes or tuple(architectures[name].sizes)
+            for size, (subjects, frames), draw, seed in product(sizes, self.subjects_frames, self.draws, self.seeds):
+                what = {"architecture": name, "size": size, "subjects": subjects, "frames": frames}
+                yield what | {"draw": draw, "variant": variant, "seed": seed}
+
 
 class Sweep(Strict):
     """Cells that choose each architecture's learning rate, on pretraining people alone."""
 
     rates: tuple[Positive, ...] = Field((), description="Learning rates tried; empty: pretrain.learning_rate is used")
+    datasets: tuple[Slug, ...] = Field(
+        (), description="Data sets whose people are pretrained on; empty: all that may be"
+    )
     size: Slug = Field(description="Size at which they are tried; others scale by width ratio")
     subjects: Count = Field(description="People trained on; the other pretraining people validate")
     frames: Count = Field(description="Frames of a run")
@@ -203,6 +225,12 @@ class Grid(Strict):
     off_diagonal: tuple[Cells, ...] = Field((), description="Figure 3: cells that unconfound N from T")
     random_weights: tuple[Cells, ...] = Field((), description="Untrained controls that go through every evaluation")
     learning_rate: Sweep = Field(description="Learning-rate sweep")
+
+    def parts(self, blocks: Iterable[EvaluatedBlock] = get_args(EvaluatedBlock)) -> Iterator[tuple[str, Cells, str]]:
+        """Each part of these blocks: its key in the configuration, what it says, and the variant of its cells."""
+        for block in blocks:
+            for number, cells in enumerate(getattr(self, block)):
+                yield f"grid.{block}.{number}", cells, RANDOM if block == "random_weights" else cells.arm
 
 
 class Pretrain(Strict):
@@ -299,18 +327,36 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _agree(self) -> Study:
-        for block in get_args(EvaluatedBlock):
-            for number, cells in enumerate(getattr(self.grid, block)):
-                self._check_cells(f"grid.{block}.{number}", cells)
-        sweep = self.grid.learning_rate
-        if sweep.rates:
-            for architecture in self.architectures.values():
-                _check_known("grid.learning_rate", "size", sweep.size, architecture.sizes)
+        for where, cells, _ in self.grid.parts():
+            self._check_cells(where, cells)
+        self._check_sweep("grid.learning_rate", self.grid.learning_rate)
+        self._check_one_training_a_cell()
         return self
 
-    def _check_cells(self, where: str, cells: Cells) -> None:
-        for name in cells.datasets:
+    def _check_sweep(self, where: str, sweep: Sweep) -> None:
+        self._check_datasets(where, sweep.datasets)
+        for name, architecture in self.architectures.items():
+            _check_known(where, f"size of {name}", sweep.size, architecture.sizes)
+
+    def _check_datasets(self, where: str, names: Iterable[str]) -> None:
+        for name in names:
             _check_known(where, "data set to pretrain on", name, self.with_role("pretrain"))
+
+    def _check_one_training_a_cell(self) -> None:
+        """A cell has one path, hence one result: blocks that name it must mean the same people."""
+        known: dict[str, tuple[str, list[str]]] = {}
+        for where, cells, variant in self.grid.parts():
+            datasets = self.pretrained_on(cells.datasets)
+            for fields in cells.members(self.architectures, variant):
+                path = CELL_PATH.format(**fields)
+                other, others = known.setdefault(path, (where, datasets))
+                if datasets != others:
+                    found = {"path": path, "one": f"{other} says {others}", "two": f"{where} {datasets}"}
+                    message = "the same 'datasets' wherever a cell is named: for {path} {one}, {two}; or another 'arm'"
+                    raise PydanticCustomError("two_trainings", message, found)
+
+    def _check_cells(self, where: str, cells: Cells) -> None:
+        self._check_datasets(where, cells.datasets)
         for name in cells.architectures:
             _check_known(where, "architecture", name, self.architectures)
         for name in cells.architectures or self.architectures:
@@ -334,6 +380,10 @@ class Study(Strict):
     def with_role(self, role: Role) -> list[str]:
         """Names of the data sets that serve `role`."""
         return [name for name, dataset in self.datasets.items() if role in dataset.roles]
+
+    def pretrained_on(self, named: Sequence[str]) -> list[str]:
+        """Data sets to pretrain on where a block of the grid names these; naming none means all that may be."""
+        return [name for name in self.with_role("pretrain") if not named or name in named]
 
 
 def _check_known(where: str, what: str, name: str, known: Iterable[str]) -> None:

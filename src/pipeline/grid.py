@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import PurePosixPath
 from typing import Literal, get_args
 
-from pipeline.config import SLUG_PATTERN, Cells, EvaluatedBlock, Study
+from pipeline.config import CELL_PATH, MAIN, SLUG_PATTERN, SWEEP, Cells, EvaluatedBlock, Study
+from pipeline.config import RANDOM as RANDOM
 from pipeline.errors import InputError, nearest
 
 Block = Literal[EvaluatedBlock, "learning_rate"]
-MAIN, RANDOM = "main", "random"
 
 _PATH = re.compile(
     rf"(?P<architecture>{SLUG_PATTERN})/(?P<size>{SLUG_PATTERN})/N(?P<subjects>\d+)-T(?P<frames>\d+)"
@@ -36,8 +35,7 @@ class Cell:
     @property
     def path(self) -> str:
         """Folder of the cell, the same under pretrain/, probe/, benchmark/ and spectral/."""
-        run = f"N{self.subjects}-T{self.frames}/draw{self.draw}-{self.variant}/seed{self.seed}"
-        return str(PurePosixPath(self.architecture, self.size, run))
+        return CELL_PATH.format(**vars(self))
 
     @classmethod
     def parse(cls, path: str) -> Cell:
@@ -52,22 +50,23 @@ class Cell:
 
 
 def sweep_variant(rate: float) -> str:
-    """Variant of a learning-rate cell: `lr-3e-03`."""
-    return f"lr-{rate:.0e}"
+    """Variant of a learning-rate cell, every digit of the rate in it: `lr-0_003`, `lr-1e-05`."""
+    return SWEEP + repr(float(rate)).replace(".", "_").replace("+", "")
 
 
 def sweep_rate(cell: Cell) -> float | None:
     """The learning rate that a sweep cell tries; None for any other cell."""
-    return float(cell.variant.removeprefix("lr-")) if cell.variant.startswith("lr-") else None
+    if not cell.variant.startswith(SWEEP):
+        return None
+    return float(cell.variant.removeprefix(SWEEP).replace("_", "."))
 
 
 def block_cells(study: Study, block: Block) -> list[Cell]:
     """Cells of one block, in the order of the configuration."""
     if block == "learning_rate":
         return list(_sweep_cells(study))
-    blocks: tuple[Cells, ...] = getattr(study.grid, block)
-    random = RANDOM if block == "random_weights" else None
-    return list(dict.fromkeys(cell for cells in blocks for cell in _product(study, cells, random or cells.arm)))
+    parts = (cells.members(study.architectures, variant) for _, cells, variant in study.grid.parts([block]))
+    return list(dict.fromkeys(Cell(**fields) for part in parts for fields in part))
 
 
 def all_cells(study: Study) -> list[Cell]:
@@ -81,24 +80,30 @@ def evaluated_cells(study: Study) -> list[Cell]:
 
 
 def cell_datasets(study: Study, cell: Cell) -> list[str]:
-    """Data sets whose people a cell is pretrained on."""
-    everyone = study.with_role("pretrain")
-    for block in get_args(EvaluatedBlock):
-        for cells in getattr(study.grid, block):
-            variant = RANDOM if block == "random_weights" else cells.arm
-            if cells.datasets and cell in _product(study, cells, variant):
-                return [name for name in everyone if name in cells.datasets]
-    return everyone
+    """Data sets whose people a cell is pretrained on; blocks that name the same cell agree on them."""
+    if sweep_rate(cell) is not None:
+        return study.pretrained_on(study.grid.learning_rate.datasets)
+    naming = (cells.datasets for _, cells, variant in study.grid.parts() if _names(study, cells, variant, cell))
+    return study.pretrained_on(next(naming, ()))
 
 
-def largest_cells(study: Study) -> list[Cell]:
-    """The last cell of the scaling block for each architecture: they alone pay for a second, time-shuffled encoding."""
-    return list({cell.architecture: cell for cell in block_cells(study, "scaling")}.values())
+def largest(study: Study, architecture: str) -> list[Cell]:
+    """Cells (seeds) of an architecture's largest size in the scaling block: the last of its ladder that is there."""
+    cells = [cell for cell in block_cells(study, "scaling") if cell.architecture == architecture]
+    there = {cell.size for cell in cells}
+    last = [size for size in study.architectures[architecture].sizes if size in there][-1:]
+    return [cell for cell in cells if cell.size in last]
+
+
+def encodes_shuffled(study: Study, cell: Cell) -> bool:
+    """Whether a cell is also given its frames in random order: the last of the largest, because that costs as much."""
+    return cell in largest(study, cell.architecture)[-1:]
 
 
 def reconstructs(study: Study, cell: Cell) -> bool:
     """Whether a cell lies in one of the blocks whose encoders reconstruct runs for their spectra."""
-    return any(cell in block_cells(study, block) for block in study.spectral.blocks)
+    parts = study.grid.parts(study.spectral.blocks)
+    return any(_names(study, cells, variant, cell) for _, cells, variant in parts)
 
 
 def require_cell(study: Study, path: str) -> Cell:
@@ -111,11 +116,16 @@ def require_cell(study: Study, path: str) -> Cell:
     return cell
 
 
-def _product(study: Study, block: Cells, variant: str) -> Iterator[Cell]:
-    for name in block.architectures or study.architectures:
-        sizes = block.sizes or tuple(study.architectures[name].sizes)
-        for size, (subjects, frames), draw, seed in product(sizes, block.subjects_frames, block.draws, block.seeds):
-            yield Cell(name, size, subjects, frames, draw, variant, seed)
+def _names(study: Study, cells: Cells, variant: str, cell: Cell) -> bool:
+    """Whether a part of a block holds a cell; asked once a cell and part, so nothing is listed for it."""
+    return (
+        cell.variant == variant
+        and cell.architecture in (cells.architectures or study.architectures)
+        and cell.size in (cells.sizes or study.architectures[cell.architecture].sizes)
+        and (cell.subjects, cell.frames) in cells.subjects_frames
+        and cell.draw in cells.draws
+        and cell.seed in cells.seeds
+    )
 
 
 def _sweep_cells(study: Study) -> Iterator[Cell]:

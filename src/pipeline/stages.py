@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artefact import digest
 from pipeline.config import Study
 from pipeline.errors import InputError, nearest
-from pipeline.grid import Cell, all_cells, cell_datasets, largest_cells, reconstructs, sweep_rate
+from pipeline.grid import Cell, all_cells, cell_datasets, encodes_shuffled, reconstructs, sweep_rate
 
 VERSIONS: dict[str, int] = {
     "simulate": 1,
@@ -91,7 +91,7 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     training = {key: value for key, value in _plain(study.pretrain).items() if key not in NEUTRAL_PRETRAIN}
     if sweep_rate(cell) is not None:
         training.pop("learning_rate")
-    part = [cell in largest_cells(study), reconstructs(study, cell)]
+    part = [encodes_shuffled(study, cell), reconstructs(study, cell)]
     evaluation = [study.evaluate, study.spectral, study.seed, _label_settings(study), _roles(study), part]
     fields = {
         "pretrain": [cell.path, model, training, cell_datasets(study, cell), _simulated(study)],
@@ -102,7 +102,7 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
 
 def _swept_widths(study: Study) -> Any:
     swept = study.grid.learning_rate.size
-    return {name: entry.sizes.get(swept) for name, entry in study.architectures.items()}
+    return {name: entry.sizes[swept] for name, entry in study.architectures.items()}
 
 
 def _simulated(study: Study) -> Any:

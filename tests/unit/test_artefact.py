@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,22 @@ def test_a_folder_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path: Pa
         raise RuntimeError("killed")
     assert (target / "chunk").read_text() == "second"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_all_of_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, flushed, flush = tmp_path / "shard", set(), os.fsync
+
+    def record(descriptor: int) -> None:
+        if not target.exists():
+            flushed.add(os.fstat(descriptor).st_ino)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with artefact.atomic_folder(target) as temporary:
+        (temporary / "c/0").mkdir(parents=True)
+        (temporary / "c/0/chunk").write_text("frames")
+        (temporary / "manifest.json").write_text("{}")
+    assert {path.stat().st_ino for path in [target, *target.rglob("*")]} <= flushed
 
 
 def test_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:

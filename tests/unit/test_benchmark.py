@@ -16,7 +16,7 @@ from pipeline.evaluate.benchmark import identity_rows, label_rows
 from pipeline.evaluate.cohort import Task
 from pipeline.evaluate.splits import draw_splits, seeded
 from pipeline.evaluate.stage import evaluate_baselines, evaluate_cell
-from pipeline.grid import largest_cells
+from pipeline.grid import largest
 
 SETTINGS = Evaluate(splits=40, bootstrap=200, permutations=20, low_shot=(5, 15), low_shot_draws=10)
 CONTRACT = {"template": "small", "space": "MNI", "tr_s": 1.5, "normalisation": "voxel-z"}
@@ -143,7 +143,7 @@ def test_simulated_results_say_so(evaluated: Path) -> None:
 
 
 def test_the_largest_encoder_is_also_given_shuffled_frames(cohort: SmallCohort) -> None:
-    cell, folder = largest_cells(cohort.study)[0], cohort.root / "largest"
+    cell, folder = largest(cohort.study, "swift_v1")[-1], cohort.root / "largest"
     write_cell(cell, folder, CONTRACT)
     evaluate_cell(cohort.study, cell, folder, **cohort.inputs, **cohort.outputs("largest"))
     table = read_table(cohort.root / "largest/probe.parquet")

@@ -58,6 +58,14 @@ def test_collapse_of_every_seed_of_the_largest_is_a_wall(study: Study, tmp_path:
     assert (found["scaling_wall"], found["smooth_scaling"]) == ("supported", "refuted")
 
 
+def test_a_claim_on_an_architecture_without_scaling_cells_is_inconclusive(tmp_path: Path) -> None:
+    only = [{"architectures": ["swift_v2"], "subjects_frames": [[32, 160]]}]
+    study = demo_study(grid={"scaling": only}).model_copy(update={"claims": CLAIMS})
+    content = fake_tables(study)
+    content["scaling"] = content["scaling"].query("fit != 'collapse' or architecture == 'swift_v2'")
+    assert verdicts(study, content, tmp_path)["scaling_wall"] == "inconclusive"
+
+
 def test_a_trend_is_no_law(study: Study, tmp_path: Path) -> None:
     content = fake_tables(study)
     assert verdicts(study, content, tmp_path / "trend")["data_law"] == "inconclusive"

@@ -94,6 +94,10 @@ def test_a_typo_in_a_data_set_names_that_file(tmp_path: Path) -> None:
         ({"grid": {"scaling": [{"sizes": ["w13"]}]}}, "grid.scaling.0", "'w13' is no size of swift_v1"),
         ({"grid": {"data": [{"architectures": ["swift_v3"]}]}}, "grid.data.0", "'swift_v3' is no architecture"),
         ({"grid": {"data": [{"subjects_frames": [[4, 10]]}]}}, "grid.data.0", "shorter than pretrain.context_frames"),
+        ({"grid": {"data": [{"arm": "random"}]}}, "grid.data.0.arm", "'random' is that of untrained controls"),
+        ({"grid": {"data": [{"arm": "lr-x"}]}}, "grid.data.0.arm", "'lr-...' of the learning-rate sweep"),
+        ({"grid": {"learning_rate": {"datasets": ["rapidtide"]}}}, "grid.learning_rate", "is no data set to pretrain"),
+        ({"grid": {"learning_rate": {"rates": [], "size": "w13"}}}, "grid.learning_rate", "'w13' is no size of"),
         ({"shards": {"min_overlap": "high"}}, "shards.min_overlap", "valid number"),
     ],
 )
@@ -101,6 +105,15 @@ def test_a_wrong_value_names_its_key_and_what_was_expected(changes: dict[str, An
     message = str(_demo(changes))
     assert where in message
     assert expected in message
+
+
+def test_a_cell_that_two_blocks_train_on_different_people_is_refused() -> None:
+    again = {"sizes": ["w24"], "subjects_frames": [[36000, 490]], "datasets": ["hcp"]}
+    with pytest.raises(InputError) as caught:
+        load_study(REPOSITORY / "config/config.yaml", {"grid": {"data": [again]}})
+    told = "for swift_4d/w24/N36000-T490/draw0-main/seed0 grid.scaling.0 says ['ukb'], grid.data.0 ['hcp']"
+    assert told in str(caught.value)
+    load_study(REPOSITORY / "config/config.yaml", {"grid": {"data": [again | {"arm": "hcp"}]}})
 
 
 def test_a_missing_file_and_a_broken_one_are_bad_input(tmp_path: Path) -> None:

@@ -142,6 +142,14 @@ def test_a_missing_cell_is_a_gap_that_the_figure_tells(study: Study, content: Ta
     assert numbers.loc[(numbers["panel"] == "A") & (numbers["status"] == "missing"), "y"].isna().all()
 
 
+def test_curves_are_of_the_largest_size_that_an_architecture_has(content: Tables, tmp_path: Path) -> None:
+    both = {"sizes": ["w6", "w12", "w18"], "subjects_frames": [[32, 160]]}
+    study = demo_study(grid={"scaling": [both, {**both, "architectures": ["swift_v1"], "sizes": ["w24"]}]})
+    _, numbers, _ = draw_figure(study, 1, write_tables(content, tmp_path))
+    curves = numbers[numbers["panel"] == "D"].drop_duplicates(["architecture", "size"])
+    assert dict(zip(curves["architecture"], curves["size"], strict=True)) == {"swift_v1": "w24", "swift_v2": "w18"}
+
+
 def test_a_diverged_cell_is_a_cross_and_is_in_no_mean(study: Study, content: Tables, tmp_path: Path) -> None:
     pretrain = content["pretrain"].copy()
     bad = pretrain["architecture"].eq("swift_v1") & pretrain["size"].eq("w24")

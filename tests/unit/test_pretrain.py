@@ -20,16 +20,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.artefact import read_json, read_table, write_json
 from pipeline.bold.shards import write_shard
 from pipeline.bold.template import save_template
-from pipeline.config import Study, load_study
+from pipeline.cli import main
+from pipeline.config import Study, dump_study, load_study
 from pipeline.errors import InputError, Unfinished
-from pipeline.grid import Cell
+from pipeline.grid import Cell, sweep_variant
 from pipeline.pretrain import stage
 from pipeline.pretrain.checkpoint import build_model
 from pipeline.pretrain.flops import count_flops
 from pipeline.pretrain.masks import hidden_tokens
 from pipeline.pretrain.objectives import brain_patches, masked_loss, reconstruct
 from pipeline.pretrain.schedule import learning_rate
-from pipeline.pretrain.stage import choose_learning_rate, load_cell, run_cell
+from pipeline.pretrain.stage import choose_learning_rate, choose_people, load_cell, run_cell
 from pipeline.pretrain.trainer import Recipe, train
 from pipeline.pretrain.validation import bootstrap, effective_rank
 from pipeline.tables import HISTORY_SCHEMA, PRETRAIN_SCHEMA
@@ -311,12 +312,50 @@ def test_only_the_first_frames_of_the_first_session_are_trained_on(cohort, tmp_p
 
 
 def test_sweep_validates_on_pretraining_people_that_it_does_not_train_on(cohort, tmp_path):
-    study, cell = small_study(), Cell("swift_v1", "w12", 4, 24, variant="lr-3e-03")
+    study, cell = small_study(), Cell("swift_v1", "w12", 4, 24, variant=sweep_variant(3e-3))
     summary = run(cohort, study, cell, tmp_path)
     assert summary["learning_rate"] == 3e-3
     assert summary["n_validation_people"] == 2
     with pytest.raises(InputError, match="nobody held out"):
         run(cohort, study, replace(cell, subjects=6), tmp_path)
+
+
+def test_sweep_validates_on_people_of_its_own_data_sets(cohort, tmp_path):
+    other = load_study(DEMO).datasets["simulated"].model_dump(mode="json")
+    grid = {"learning_rate": {"datasets": ["simulated"]}}
+    study = load_study(DEMO, {"datasets": {"other": other}, "grid": grid})
+    entries = read_json(cohort / "manifest.json")["runs"]
+    write_json(tmp_path / "other.json", {"runs": [{**entry, "dataset": "other"} for entry in entries]})
+    people = [f"{name}/p{person}" for person in range(6) for name in ("other", "simulated")]
+    write_json(tmp_path / "draws.json", {"0": people})
+    manifests = {"simulated": cohort / "manifest.json", "other": tmp_path / "other.json"}
+    cell = Cell("swift_v1", "w12", 4, 24, variant=sweep_variant(3e-3))
+    chosen = choose_people(study, cell, manifests, tmp_path / "draws.json", cohort / "evaluation_set.json")
+    assert chosen.names == [f"simulated/p{person}" for person in range(4)]
+    assert {f"{entry['dataset']}/{entry['subject']}" for entry in chosen.held_out} == {"simulated/p4", "simulated/p5"}
+
+
+def test_a_cell_of_an_arm_is_trained_at_the_rate_of_the_sweep_on_the_threads_asked_for(cohort, tmp_path, monkeypatch):
+    study = small_study()
+    arm = study.grid.scaling[0].model_copy(update={"arm": "hcp", "sizes": ("w24",), "subjects_frames": ((4, 24),)})
+    study = study.model_copy(update={"grid": study.grid.model_copy(update={"scaling": (arm,)})})
+    results = tmp_path / study.results
+    (results / "shards/simulated").mkdir(parents=True)
+    for link, target in (("template", "template"), ("shards/simulated/manifest.json", "manifest.json"), ("split", "")):
+        (results / link).symlink_to(cohort / target)
+    paths = sweep(tmp_path, {1e-2: ("completed", 0.7)})
+    choose_learning_rate(study, "swift_v2", paths, results / "learning_rate/swift_v2/lr.json")
+    (tmp_path / "study.yaml").write_text(dump_study(study))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before, cell = torch.get_num_threads(), Cell("swift_v2", "w24", 4, 24, variant="hcp")
+    try:
+        command = ["pretrain", "--config", "study.yaml", "--cell", cell.path, "--threads", str(before + 1)]
+        assert main([*command, "--output", "out/summary.json"]) == 0
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert read_json(tmp_path / "out/summary.json")["learning_rate"] == pytest.approx(5e-3)
 
 
 def sweep(folder: Path, found: dict[float, tuple[str, float | None]]) -> list[Path]:

@@ -13,11 +13,10 @@ from pipeline.evaluate.statistics import (
     auroc,
     auroc_interval,
     balanced_accuracy,
-    bootstrap_interval,
-    family_weights,
     holm,
     weighted_auroc,
 )
+from pipeline.intervals import bootstrap_interval, family_weights
 
 
 def two_classes(rng: np.random.Generator, per_class: int, distance: float) -> tuple[np.ndarray, np.ndarray]:

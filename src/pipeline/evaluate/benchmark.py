@@ -17,18 +17,14 @@ from pipeline.evaluate.cohort import Task
 from pipeline.evaluate.probes import discriminant, identify, mean_score, out_of_split_scores, similarity
 from pipeline.evaluate.splits import TEST, draw_shots, draw_splits, seeded
 from pipeline.evaluate.statistics import (
-    Interval,
-    at_the_edge,
     auroc,
     auroc_interval,
     balanced_accuracy,
-    bootstrap_interval,
-    family_weights,
-    percentile_interval,
     smaller_class,
     weighted_auroc,
     weighted_balanced_accuracy,
 )
+from pipeline.intervals import Interval, at_the_edge, bootstrap_interval, family_weights, percentile_interval
 from pipeline.tables import NONE
 
 PROTOCOL = "frozen-v1"

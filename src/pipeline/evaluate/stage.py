@@ -25,7 +25,7 @@ from pipeline.evaluate.benchmark import PERMUTED, PROTOCOL, SUMMARY, Row, identi
 from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_cohorts, require_unseen
 from pipeline.evaluate.features import RunFeatures, encode_runs, pool
 from pipeline.evaluate.splits import seeded
-from pipeline.grid import RANDOM, Cell, cell_datasets, largest_cells
+from pipeline.grid import RANDOM, Cell, cell_datasets, encodes_shuffled
 from pipeline.pretrain.checkpoint import load_cell
 from pipeline.stages import VERSIONS
 from pipeline.tables import RESULT_SCHEMA, SCORES_SCHEMA, cell_columns, system_columns
@@ -113,7 +113,7 @@ def _trained_on(study: Study, cell: Cell, people_hash: str, draws: Path, folder:
 def _inputs(study: Study, cell: Cell, cohort: Cohort) -> Iterator[tuple[Row, np.random.Generator | None]]:
     """Inputs that the encoder is given: as they are, and for the largest one also with their frames shuffled."""
     yield cell_columns(cell), None
-    if cell in largest_cells(study):
+    if encodes_shuffled(study, cell):
         columns = cell_columns(cell, f"{cell.architecture}_{SHUFFLED}")
         yield {**columns, "variant": SHUFFLED}, seeded(cohort.key, SHUFFLED)
 

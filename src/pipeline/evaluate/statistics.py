@@ -1,33 +1,16 @@
-"""Intervals and tests for scores of people: AUROC, paired differences, repeated splits, many comparisons.
+"""Scores of people: AUROC and balanced accuracy under the weights of a bootstrap, their intervals, many comparisons.
 
-Axes: N people, R resamples, S splits, M tests. People of one family (`groups`) are never independent, so every
-bootstrap draws families. All resamples of a statistic are computed at once from the weights `weights_RN`, the number of
-times each person was drawn.
+Axes: N people, R resamples, M tests; P people of the positive class, Q of the negative one.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from scipy import special
 
-
-class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Comparison(NamedTuple):
-    """A paired difference, the ends of its interval, and the two-sided p value of no difference."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
+from pipeline.intervals import Interval, at_the_edge, family_weights, percentile_interval
 
 
 def weighted_auroc(labels_N: np.ndarray, scores_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
@@ -65,51 +48,9 @@ def balanced_accuracy(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
     return float(weighted_balanced_accuracy(labels_N, scores_N, np.ones((1, len(labels_N))))[0])
 
 
-def family_weights(groups_N: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(R, N) how often each person is drawn when whole groups are drawn with replacement."""
-    group_N = np.unique(groups_N, return_inverse=True)[1].ravel()
-    groups = int(group_N.max()) + 1
-    drawn_RG = rng.multinomial(groups, np.full(groups, 1 / groups), size=resamples)
-    return np.asarray(drawn_RG[:, group_N], dtype=float)
-
-
-def percentile_interval(value: float, resampled_R: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The estimate with the percentiles of its resamples; resamples without one of the classes (NaN) are left out."""
-    usable = resampled_R[np.isfinite(resampled_R)]
-    if not usable.size or not np.isfinite(value):
-        return Interval(float(value), np.nan, np.nan)
-    low, high = np.quantile(usable, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(value), float(low), float(high))
-
-
 def smaller_class(labels_N: np.ndarray, groups_N: np.ndarray) -> int:
     """Families of the class that has fewer of them."""
     return min(len(np.unique(groups_N[labels_N == label])) for label in (0, 1))
-
-
-def at_the_edge(value: float, independent: int, confidence: float = 0.95) -> Interval:
-    """Interval of a share of exactly 0 or 1, where resamples have no spread: Clopper-Pearson, `independent` trials."""
-    bound = ((1 - confidence) / 2) ** (1 / independent)
-    return Interval(1.0, bound, 1.0) if value == 1.0 else Interval(0.0, 0.0, 1 - bound)
-
-
-def bootstrap_interval(
-    values_N: np.ndarray,
-    groups_N: np.ndarray | None = None,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    rng: np.random.Generator | None = None,
-) -> Interval:
-    """Mean over people with its percentile interval over families.
-
-    Where all values are 0 or all are 1 the bootstrap has no spread; the exact binomial bound stands in for it.
-    """
-    groups_N = np.arange(len(values_N)) if groups_N is None else groups_N
-    mean = float(np.mean(values_N))
-    if mean in (0.0, 1.0):
-        return at_the_edge(mean, len(np.unique(groups_N)), confidence)
-    weights_RN = family_weights(groups_N, resamples, rng or np.random.default_rng(0))
-    return percentile_interval(mean, weights_RN @ values_N / weights_RN.sum(1), confidence)
 
 
 def auroc_interval(
@@ -147,7 +88,7 @@ def auroc_interval(
         return percentile_interval(area, weighted_auroc(labels_N, scores_N, weights_RN), confidence)
     if len(np.unique(groups_N)) < len(groups_N):
         raise ValueError("DeLong needs independent people; use method='bootstrap' where families have several")
-    half = special.ndtri((1 + confidence) / 2) * np.sqrt(_delong_covariance(labels_N, scores_N[None])[0, 0])
+    half = special.ndtri((1 + confidence) / 2) * np.sqrt(_delong_variance(labels_N, scores_N))
     half /= area * (1 - area)
     low, high = special.expit(special.logit(area) + np.array([-half, half]))
     return Interval(area, float(low), float(high))
@@ -163,13 +104,13 @@ def holm(p_values_M: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _delong_covariance(labels_N: np.ndarray, scores_KN: np.ndarray) -> np.ndarray:
-    """(K, K) covariance of the AUROCs of K score vectors, from midranks: Sun & Xu (2014) IEEE SPL 21:1389."""
+def _delong_variance(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """Variance of the AUROC, from midranks: Sun & Xu (2014) IEEE SPL 21:1389."""
     positive = labels_N.astype(bool)
     pos, neg = int(positive.sum()), int((~positive).sum())
     from scipy.stats import rankdata  # scipy.stats takes a second to import; evaluation jobs do without
 
-    rank_all = rankdata(scores_KN, axis=1)
-    above_KP = (rank_all[:, positive] - rankdata(scores_KN[:, positive], axis=1)) / neg
-    above_KM = 1 - (rank_all[:, ~positive] - rankdata(scores_KN[:, ~positive], axis=1)) / pos
-    return np.atleast_2d(np.cov(above_KP)) / pos + np.atleast_2d(np.cov(above_KM)) / neg
+    rank_N = rankdata(scores_N)
+    above_P = (rank_N[positive] - rankdata(scores_N[positive])) / neg
+    above_Q = 1 - (rank_N[~positive] - rankdata(scores_N[~positive])) / pos
+    return float(np.cov(above_P) / pos + np.cov(above_Q) / neg)

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from pipeline.config import Study
 from pipeline.figures import style
 from pipeline.figures.select import block_rows, done, incomplete, means, numbers, pick
-from pipeline.grid import Block
+from pipeline.grid import Block, largest
 from pipeline.tables import VALIDATION_CONFIDENCE
 
 TABLES = ("pretrain", "history", "scaling")
@@ -128,8 +128,8 @@ def _curves(axes: Axes, study: Study, history: pd.DataFrame) -> pd.DataFrame:
     rows = block_rows(study, "scaling", history.assign(status="completed"))
     shown = []
     for architecture, look in style.looks(study).items():
-        largest = list(study.architectures[architecture].sizes)[-1]
-        for _, curve in pick(rows, architecture=architecture, size=largest).dropna(subset=["loss"]).groupby("seed"):
+        sizes = {cell.size for cell in largest(study, architecture)}
+        for _, curve in pick(rows, architecture=architecture, size=sizes).dropna(subset=["loss"]).groupby("seed"):
             window = max(1, round(SMOOTH * len(curve)))
             smooth = curve["loss"].rolling(window, center=True, min_periods=1).mean()
             axes.plot(curve["step"], curve["loss"], color=look.colour, lw=0.5, alpha=0.25)

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from pipeline.config import Study
 from pipeline.figures import style
 from pipeline.figures.select import cells_frame, numbers, pick, rows_of
-from pipeline.grid import Cell, block_cells
+from pipeline.grid import Cell, block_cells, largest
 
 TABLES = ("spectral", "spectra", "truths")
 RAW = style.Look("raw BOLD", style.INK, "P")
@@ -67,12 +67,6 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
     style.key(figure, _key(study, shown), 5)
     caption = style.caption(_caption(study, spectral, spectra, shown), simulated)
     return figure, pd.concat(plotted, ignore_index=True), caption
-
-
-def largest(study: Study, architecture: str) -> list[Cell]:
-    """Seeds of an architecture's largest size in the scaling block."""
-    cells = [cell for cell in block_cells(study, "scaling") if cell.architecture == architecture]
-    return [cell for cell in cells if cell.size == cells[-1].size] if cells else []
 
 
 def untrained(study: Study, architecture: str) -> list[Cell]:

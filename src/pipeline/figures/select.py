@@ -9,8 +9,9 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.config import Study
-from pipeline.evaluate.statistics import family_weights, percentile_interval, weighted_auroc
+from pipeline.evaluate.statistics import weighted_auroc
 from pipeline.grid import Block, Cell, block_cells
+from pipeline.intervals import family_weights, percentile_interval
 
 CELL_FIELDS = ["architecture", "size", "subjects", "frames", "draw", "variant", "seed"]
 WHO = ["system", *CELL_FIELDS, "dataset", "task", "metric", "split", "status", "simulated"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Box:
         brain_xyzP = brain_patches(torch.from_numpy(mask_XYZ), patch)
         return cls((x, y, z), torch.from_numpy(voxel_index_V).to(device), brain_xyzP.to(device))
 
-    @property
+    @cached_property
     def brain_xyz(self) -> Tensor:
         """Places that hold any voxel of the brain."""
         return self.brain_xyzP.any(-1).cpu()

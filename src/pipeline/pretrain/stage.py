@@ -97,7 +97,6 @@ def run_cell(
     InputError : people, runs or frames are missing, or a checkpoint belongs to other data.
     Unfinished : a signal came; the state under `state_root` lets the same command go on.
     """
-    torch.set_num_threads(study.compute.threads)
     template, output = load_template(template_folder), Path(output_folder)
     people = choose_people(study, cell, manifests, draws, evaluation_set)
     plan = make_plan(study, cell, template, people, peak_rate(study, cell, learning_rate_file))
@@ -145,7 +144,8 @@ def choose_people(study: Study, cell: Cell, manifests: Paths, draws: str | Path,
         candidates = [f"{name}/{subject}" for name in datasets for subject in kept.get(name, [])]
         held_out = sorted(candidates, key=digest)
     else:
-        held_out = [name for name in read_json(draws)[str(cell.draw)] if name not in names]
+        everyone = [name for name in read_json(draws)[str(cell.draw)] if name.split("/")[0] in datasets]
+        held_out = [name for name in everyone if name not in names]
     held_out = [name for name in held_out if name in runs][: study.pretrain.validation_people]
     if not held_out:
         hint = "Give a pretraining data set evaluation_people; leave people over in grid.learning_rate.subjects."
@@ -340,8 +340,7 @@ def choose_learning_rate(study: Study, architecture: str, summaries: Iterable[st
         found = ", ".join(f"{rate:g}: {cell['status']}" for rate, cell in zip(rates, cells, strict=True))
         hint = "Add lower rates."
         raise InputError("grid.learning_rate.rates", found, f"a rate at which {architecture} trains", hint)
-    sizes = study.architectures[architecture].sizes
-    swept = sizes.get(study.grid.learning_rate.size) or next(iter(sizes.values()))
+    swept = study.architectures[architecture].sizes[study.grid.learning_rate.size]
     chosen = {
         "architecture": architecture,
         "rate": ranked[0][1] if ranked else study.pretrain.learning_rate,

@@ -13,21 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.intervals import Interval, group_weights, percentile_interval
 from pipeline.pretrain.objectives import Loss, Reconstruction
 from pipeline.tables import VALIDATION_CONFIDENCE
 
 CLIPS_AT_ONCE = 8
 # No part of the configuration: nobody should train a cell again for the sake of another interval.
 RESAMPLES, BOOTSTRAP_SEED = 1000, 0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number and its bootstrap interval over people."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -79,12 +71,10 @@ def _sums(found: Reconstruction, loss: Loss) -> Tensor:
 def bootstrap(totals_I4: np.ndarray) -> tuple[Interval, Interval]:
     """Loss and R^2 over all people, with percentile intervals over resampled people."""
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    weights_RI = rng.multinomial(len(totals_I4), np.full(len(totals_I4), 1 / len(totals_I4)), size=RESAMPLES)
-    edges = [50 * (1 - VALIDATION_CONFIDENCE), 50 * (1 + VALIDATION_CONFIDENCE)]
+    resampled_R4 = group_weights(len(totals_I4), RESAMPLES, rng) @ totals_I4
 
     def interval(score: Callable[[np.ndarray], np.ndarray]) -> Interval:
-        low, high = np.percentile(score(weights_RI @ totals_I4), edges)
-        return Interval(float(score(totals_I4.sum(0))), float(low), float(high))
+        return percentile_interval(float(score(totals_I4.sum(0))), score(resampled_R4), VALIDATION_CONFIDENCE)
 
     return interval(lambda sums: sums[..., 0] / sums[..., 3]), interval(lambda sums: 1 - sums[..., 1] / sums[..., 2])
 

@@ -18,9 +18,8 @@ from scipy import stats
 from pipeline.config import Study
 from pipeline.evaluate.statistics import holm
 from pipeline.figures.figure2 import PANELS
-from pipeline.figures.figure5 import largest
 from pipeline.figures.select import auroc_difference, block_rows, done, mean_interval, pick, rows_of
-from pipeline.grid import Cell, evaluated_cells
+from pipeline.grid import RANDOM, Cell, evaluated_cells, largest
 
 Tables = dict[str, pd.DataFrame]
 
@@ -86,15 +85,15 @@ def largest_against_smaller(study: Study, tables: Tables, *, model: str) -> Esti
     """
     for name in _architectures(study, model):
         cells = pick(block_rows(study, "scaling", tables["pretrain"]), architecture=name)
-        size = largest(study, name)[-1].size
-        failed = cells.assign(failed=cells["status"].isin(["diverged", "collapsed"]))
-        ours, others = failed.loc[failed["size"] == size, "failed"], failed.loc[failed["size"] != size, "failed"]
+        failed = cells["status"].isin(["diverged", "collapsed"])
+        top = cells["size"].isin([cell.size for cell in largest(study, name)])
+        ours, others = failed[top], failed[~top]
         simulated = _any_simulated(tables["pretrain"])
         if ours.any() and len(others):
             effect, low, high = _difference_of_shares(ours.to_numpy(), others.to_numpy(), study.evaluate.confidence)
             where, note = (
                 f"pretrain: status, architecture {name}",
-                f"{ours.sum()} of {len(ours)} seeds of {size} failed",
+                f"{ours.sum()} of {len(ours)} seeds of {cells.loc[top, 'size'].iloc[0]} failed",
             )
             test = "difference of shares that failed, Newcombe"
             yield "", Estimate(effect, low, high, len(cells), test, where, note=note, simulated=simulated)
@@ -239,7 +238,7 @@ def rank_correlation(study: Study, tables: Tables, *, task: str) -> Estimates:
         "Spearman, bootstrap over encoders",
         f"pretrain val_r2 with probe AUROC of {task}, every trained encoder",
     )
-    cells = [cell for cell in evaluated_cells(study) if cell.variant != "random"]
+    cells = [cell for cell in evaluated_cells(study) if cell.variant != RANDOM]
     probe = rows_of(pick(tables["probe"], task=task, metric="auroc", split="oof"), cells)
     keys = ["architecture", "size", "subjects", "frames", "draw", "variant", "seed"]
     both = done(probe).merge(tables["pretrain"][[*keys, "val_r2"]], on=keys).dropna(subset=["value", "val_r2"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipeline.evaluate.statistics import Interval
+from pipeline.intervals import Interval
 
 
 def larger_worse(cells: pd.DataFrame, confidence: float) -> Interval:

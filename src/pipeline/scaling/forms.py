@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 
-from pipeline.evaluate.statistics import Interval
+from pipeline.intervals import Interval
 
 HUBER_DELTA = 1e-3  # smallest; Hoffmann et al. (2022)
 FLAT, STEEP = 0.01, 3.0  # exponents are sought between them

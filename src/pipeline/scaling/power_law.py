@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluate.statistics import Interval
+from pipeline.intervals import Interval
 from pipeline.scaling.forms import FLAT, FORMS, SATURATING, STEEP, Fit, fit_form
 
 

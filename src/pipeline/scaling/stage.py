@@ -15,8 +15,8 @@ import pandas as pd
 
 from pipeline.artefact import digest, provenance, read_table, write_table
 from pipeline.config import Study
-from pipeline.evaluate.statistics import Interval
 from pipeline.grid import Block, block_cells
+from pipeline.intervals import Interval
 from pipeline.scaling.collapse import larger_worse, rises
 from pipeline.scaling.power_law import PowerLaw, fit_power_law, predict_largest
 from pipeline.scaling.surface import Surface, fit_surface

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from pipeline.evaluate.statistics import bootstrap_interval, family_weights
+from pipeline.intervals import bootstrap_interval, family_weights
 from pipeline.spectral.hurst import hurst_of_spectrum
 from pipeline.spectral.spectrum import (
     COLUMNS_AT_ONCE,
