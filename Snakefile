@@ -1,6 +1,7 @@
 """fMRI foundation models, from raw BOLD to the figures of a paper.
 
-Targets a user names:   all   figure1 ... figure5   benchmark   shards   cells   report   (a plan, `-n`, needs no data)
+Targets a user names:   all   figure1 ... figure5   benchmark   cells   report   shards   parcels   flatmaps
+A plan of them:         snakemake -n figure4   (needs no data)
 One grid cell:          snakemake --cores 2 results/<study>/pretrain/<cell>/summary.json   (`pipeline cells` lists them)
 Another study:          snakemake --cores 2 figure4 --configfile config/demo.yaml
 On a cluster:           snakemake --profile slurm figure4
@@ -19,6 +20,7 @@ min_version("9.27")
 
 include: "workflow/rules/study.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/derive.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
@@ -32,6 +34,8 @@ onstart:
 localrules:
     all,
     shards,
+    parcels,
+    flatmaps,
     cells,
     benchmark,
     report,
@@ -46,28 +50,32 @@ rule all:
     """The whole paper: every figure, the claims, the truths where they are known, the report."""
     default_target: True
     input:
-        expand("{results}/figures/figure{number}.png", results=RESULTS, number=FIGURES),
+        [f"{RESULTS}/figures/figure{number}.png" for number in FIGURES],
         f"{RESULTS}/report.html",
 
 
 rule shards:
     """Every run of every data set as a verified shard."""
     input:
-        expand(
-            "{results}/shards/{dataset}/manifest.json",
-            results=RESULTS,
-            dataset=study.datasets,
-        ),
+        manifests_in("shards", study.datasets),
+
+
+rule parcels:
+    """Parcel series of every run, for each atlas of the study."""
+    input:
+        [manifests_in(f"parcels/{atlas}", VOXEL_DATASETS) for atlas in study.atlases],
+
+
+rule flatmaps:
+    """Cortical flat maps of every run."""
+    input:
+        manifests_in("flatmaps", VOXEL_DATASETS),
 
 
 rule cells:
     """Every cell of the grid, pretrained."""
     input:
-        expand(
-            "{results}/pretrain/{cell}/summary.json",
-            results=RESULTS,
-            cell=cell_paths(grid.all_cells(study)),
-        ),
+        [f"{RESULTS}/pretrain/{cell.path}/summary.json" for cell in grid.all_cells(study)],
 
 
 rule benchmark:

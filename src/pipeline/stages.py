@@ -2,7 +2,7 @@
 
 Snakemake passes both as rule parameters, so a job reruns when one of them changes. Edits of source code alone never
 rerun anything: whoever changes what a stage's numbers mean raises its version here. Settings that change speed but no
-number (`compute`, cache sizes, checkpoint intervals) are left out.
+number (`compute`, checkpoint intervals) are left out.
 """
 
 from __future__ import annotations
@@ -19,24 +19,29 @@ VERSIONS: dict[str, int] = {
     "fetch": 1,
     "template": 1,
     "people": 1,
-    "shards": 1,
+    "shards": 2,
+    "parcels": 1,
+    "flatmaps": 1,
     "split": 1,
     "pretrain": 1,
     "learning_rate": 1,
     "probe": 1,
     "benchmark": 1,
     "spectral": 1,
-    "tables": 1,
+    "tables": 2,
     "scaling": 1,
     "claims": 1,
     "truths": 1,
-    "figures": 1,
-    "report": 1,
+    "figures": 2,
+    "report": 2,
 }
 
-NEUTRAL_PRETRAIN = {"checkpoint_every_s", "cache_mb"}
+NEUTRAL_PRETRAIN = {"checkpoint_every_s"}
 LABEL_FIELDS = {"labels", "confounds", "family_column", "site_column"}
-SHARD_FIELDS = {"door", "path", "runs", "task", "batch_people", "denoising", "simulation", "packaged"}
+PEOPLE_FIELDS = {"path", "people", "roles", "participants", "id_column", "missing", "age_column"}
+# What decides a shard: all of a data set but its people, their labels, what it serves for and its pictures.
+NOT_OF_SHARDS = {*PEOPLE_FIELDS, *LABEL_FIELDS, "evaluation_people", "simulated", "pictures"} - {"path"}
+TABLE_OF_TR = {"pcp", "parcels"}  # doors whose repetition times may stand in the table of people
 
 
 def stage_version(*stages: str) -> str:
@@ -59,16 +64,22 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
         return _cell_settings(study, stage, cell)
     whole: dict[str, Any] = {
         "template": study.template,
+        "parcels": study.shards,
+        "flatmap": [study.flatmap, study.template],
+        "flatmaps": study.shards,
         "split": [study.seed, _people_settings(study), sorted({cell.draw for cell in all_cells(study)})],
         "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate, _swept_widths(study)],
         "baselines": [study.evaluate, study.seed, _label_settings(study), _simulated(study)],
         "spectral": [study.spectral, study.evaluate, study.seed, _roles(study), _simulated(study)],
-        "tables": [[cell.path for cell in all_cells(study)], _simulated(study)],
+        "tables": [
+            [cell.path for cell in all_cells(study)],
+            [_simulated(study), _people_settings(study), _label_settings(study)],
+        ],
         "scaling": [study.scaling, study.evaluate.confidence, study.seed, study.grid, _ladders(study)],
         "claims": [study.grid, study.seed],
         "truths": [study.datasets, study.grid, study.spectral.band_hz, _labels_of_architectures(study)],
         "figures": [study.figures, study.grid, _labels_of_architectures(study)],
-        "report": [study.grid, _labels_of_architectures(study)],
+        "report": [study.grid, study.quality, _labels_of_architectures(study)],
     }
     return _plain(whole[stage])
 
@@ -77,9 +88,13 @@ def _dataset_settings(study: Study, stage: str, name: str) -> Any:
     dataset = study.datasets[name].model_dump(mode="json")
     fields: dict[str, Any] = {
         "simulate": [dataset["simulation"], dataset["path"]],
-        "fetch": [dataset["packaged"], dataset["path"]],
-        "people": {key: dataset[key] for key in sorted({"path", "people", "roles", *LABEL_FIELDS})},
-        "shards": [{key: dataset[key] for key in sorted(SHARD_FIELDS)}, _plain(study.shards), _plain(study.template)],
+        "fetch": [dataset["packaged"], dataset["nilearn"], dataset["nilearn"] and dataset["people"], dataset["path"]],
+        "people": {key: dataset[key] for key in sorted(PEOPLE_FIELDS | LABEL_FIELDS)},
+        "shards": [
+            {key: value for key, value in dataset.items() if key not in NOT_OF_SHARDS},
+            [dataset["participants"], dataset["id_column"]] if dataset["door"] in TABLE_OF_TR else None,
+            _plain([study.shards, study.quality, study.template]),
+        ],
         "manifest": [dataset["people"], dataset["batch_people"]],
     }
     return fields[stage]

@@ -18,6 +18,7 @@ from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.grid import Cell, all_cells, cell_datasets, evaluated_cells
 from pipeline.layout import Layout
+from pipeline.losses import count_losses
 from pipeline.stages import VERSIONS
 
 VALIDATION_CONFIDENCE = 0.95  # of the held-out loss and R^2, fixed: another one must not pretrain every cell again
@@ -83,6 +84,9 @@ CLAIMS_SCHEMA = _schema(
 TRUTHS_SCHEMA = _schema(
     "str: truth statement", "float: planted? found? low? high? tolerance?", "int: n", "bool: passed", "str: note"
 )
+
+# People and runs of each data set in each part of the study (`pipeline.losses`).
+LOSSES_SCHEMA = _schema("str: dataset part unit outcome fault", "int: n", "bool: simulated")
 
 # Scores of people outside the part that a model was fitted on; `person` is a salted hash, never an identifier.
 SCORES_SCHEMA = _schema(*_CELL, "str: dataset task person family", "int: label", "float: score", "bool: simulated")
@@ -152,6 +156,10 @@ def collect_tables(study: Study, folder: str | Path) -> None:
         parts_hash = digest([sha256_file(part) for part in parts if part.is_file()])
         return {**provenance("tables", VERSIONS["tables"], paths, {}), "inputs": {f"{len(parts)} files": parts_hash}}
 
+    rows = pd.DataFrame(count_losses(study), columns=LOSSES_SCHEMA.names)
+    counted = [layout.evaluation_set, *(layout.manifest(name) for name in study.datasets)]
+    counted += [layout.people(name) / "participants.tsv" for name in study.datasets]
+    write_table(folder / "losses.parquet", rows, LOSSES_SCHEMA, record(counted))
     summaries = [layout.cell("pretrain", cell) / "summary.json" for cell in all_cells(study)]
     collect_summaries(study, folder / "pretrain.parquet", record(summaries))
     history = [layout.cell("pretrain", cell) / "history.parquet" for cell in all_cells(study)]

@@ -298,7 +298,26 @@ def fake_tables(
         "spectral": spectral,
         "spectra": spectra,
         "scaling": scaling_table(study, pretrain, wall, deep),
+        "losses": losses_table(study),
     }
+
+
+def losses_table(study: Study) -> pd.DataFrame:
+    """Two people to pretrain on are lost, one by each of two faults, and with them four runs."""
+    faults = {"overlap": 1, "mean FD": 1}
+    rows = []
+    for name, dataset in study.datasets.items():
+        people, runs = dataset.people, dataset.people * dataset.runs
+        evaluated = dataset.evaluation_people
+        lost = faults if "pretrain" in dataset.roles else {}
+        parts = [("all", "people", people, lost), ("all", "runs", runs, {fault: 2 * n for fault, n in lost.items()})]
+        parts += [("pretrain", "people", people - evaluated, lost)] if lost else []
+        parts += [("evaluate", "people", evaluated, {})] if evaluated else [("spectra", "people", people, {})]
+        for part, unit, declared, gone in parts:
+            counts = [("declared", "", declared), ("kept", "", declared - sum(gone.values()))]
+            counts += [("lost", fault, n) for fault, n in gone.items()]
+            rows += [(name, part, unit, *count, dataset.simulated) for count in counts]
+    return pd.DataFrame(rows, columns=tables.LOSSES_SCHEMA.names)
 
 
 def write_tables(content: Tables, folder: Path) -> Path:
@@ -306,7 +325,7 @@ def write_tables(content: Tables, folder: Path) -> Path:
     schemas = {
         "pretrain": tables.PRETRAIN_SCHEMA, "history": tables.HISTORY_SCHEMA, "scores": tables.SCORES_SCHEMA,
         "spectra": tables.SPECTRA_SCHEMA, "scaling": tables.SCALING_SCHEMA, "claims": tables.CLAIMS_SCHEMA,
-        "truths": tables.TRUTHS_SCHEMA,
+        "truths": tables.TRUTHS_SCHEMA, "losses": tables.LOSSES_SCHEMA,
     }  # fmt: skip
     for name, frame in content.items():
         write_table(folder / f"{name}.parquet", frame, schemas.get(name, tables.RESULT_SCHEMA), {"stage": name})

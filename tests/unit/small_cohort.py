@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.artefact import digest, write_json
-from pipeline.bold.shards import write_shard
+from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import Template, save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell, all_cells
@@ -70,7 +70,9 @@ def make_cohort(root: Path, people: int = 24) -> SmallCohort:
             bold_TV = 1000 + 10 * signal_TP[:, template.parcel_V] + rng.normal(0, 3, (FRAMES, template.voxels))
             name = {"dataset": "simulated", "subject": subject, "session": session, "run": "1"}
             folder = root / f"shards/sub-{subject}/ses-{session}_run-1"
-            entry = write_shard(folder, bold_TV.astype(np.float32), template, {**name, **CONTRACT})
+            entry = write_shard(
+                folder, bold_TV.astype(np.float32), {**name, **CONTRACT}, geometry=voxel_geometry(template)
+            )
             runs.append({**name, **entry, "mean_fd_mm": 0.1 + 0.01 * person, "overlap": 0.95, "content": ""})
     pool = [f"p{person:03d}" for person in range(32)]
     table += [f"{subject}\tpool{subject}\tA\t30\t0\t1" for subject in pool]

@@ -1,13 +1,17 @@
-"""Clips: a position names one clip, everybody is equally likely, the cache stays within its bound."""
+"""Clips: a position names one clip, everybody is equally likely, and only so many shards stay open."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from pipeline.bold import clips
 from pipeline.bold.clips import Runs, clip_position
-from pipeline.bold.shards import Shard, write_shard
+from pipeline.bold.reader import Shard
+from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import Template
 from pipeline.errors import InputError
 
@@ -22,15 +26,15 @@ def entries(template: Template, tmp_path_factory: pytest.TempPathFactory) -> lis
         | write_shard(
             folder / f"{subject}-{session}",
             np.random.default_rng(frames).standard_normal((frames, template.voxels)).astype(np.float32),
-            template,
             {"tr_s": 1.5},
+            geometry=voxel_geometry(template),
         )
         for subject, session, frames in people
     ]
 
 
 def test_clip_is_that_part_of_the_shard(entries: list[dict[str, object]]) -> None:
-    runs = Runs(entries, cache_mb=64)
+    runs = Runs(entries)
     whole_TV = Shard.open(str(entries[1]["path"])).read()
     assert (len(runs), runs.frames(1)) == (3, 30)
     assert np.array_equal(runs.clip(1, 7, 20), whole_TV[7:27])
@@ -38,25 +42,28 @@ def test_clip_is_that_part_of_the_shard(entries: list[dict[str, object]]) -> Non
         runs.clip(1, 11, 20)
 
 
-def test_cache_keeps_what_fits_and_the_latest(entries: list[dict[str, object]], template: Template) -> None:
-    runs = Runs(entries, cache_mb=1)
-    room = 2**20 // (40 * template.voxels * 4)
-    assert room >= 2  # two runs fit at a time in the test below only if the bound is honoured
-    runs._room = 70 * template.voxels * 4
-    for run in (0, 1, 2, 1):
+def test_a_clip_belongs_to_who_asked_for_it(entries: list[dict[str, object]]) -> None:
+    runs = Runs(entries)
+    first_TV = runs.clip(1, 7, 20).copy()
+    runs.clip(1, 7, 20)[:] = 0
+    assert np.array_equal(runs.clip(1, 7, 20), first_TV)
+
+
+def test_only_the_latest_runs_stay_open(entries: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    openly = Shard.open
+    monkeypatch.setattr(clips, "MOST_OPEN", 2)
+    monkeypatch.setattr(Shard, "open", lambda path, *rest: opened.append(Path(path).name) or openly(path, *rest))
+    runs = Runs(entries)
+    for run in (0, 1, 0, 2, 0, 1):  # 1 is the one that nobody asked for when 2 came
         runs.clip(run, 0, 20)
-    assert list(runs._kept) == [2, 1]
+    assert opened == ["01-1", "01-2", "02-1", "01-2"]
 
 
 def test_contract_is_checked_when_a_run_is_opened(entries: list[dict[str, object]]) -> None:
-    runs = Runs(entries, cache_mb=1, expected={"space": "MNI305"})
+    runs = Runs(entries, expected={"space": "MNI305"})
     with pytest.raises(InputError, match=r"contract\.space"):
         runs.clip(0, 0, 20)
-
-
-def test_cached_frames_cannot_be_changed_by_a_reader(entries: list[dict[str, object]]) -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        Runs(entries, cache_mb=1).clip(0, 0, 20)[:] = 0
 
 
 def test_position_alone_decides_the_clip() -> None:

@@ -98,7 +98,7 @@ def test_a_typo_in_a_data_set_names_that_file(tmp_path: Path) -> None:
         ({"grid": {"data": [{"arm": "lr-x"}]}}, "grid.data.0.arm", "'lr-...' of the learning-rate sweep"),
         ({"grid": {"learning_rate": {"datasets": ["rapidtide"]}}}, "grid.learning_rate", "is no data set to pretrain"),
         ({"grid": {"learning_rate": {"rates": [], "size": "w13"}}}, "grid.learning_rate", "'w13' is no size of"),
-        ({"shards": {"min_overlap": "high"}}, "shards.min_overlap", "valid number"),
+        ({"quality": {"min_overlap": "high"}}, "quality.min_overlap", "valid number"),
     ],
 )
 def test_a_wrong_value_names_its_key_and_what_was_expected(changes: dict[str, Any], where: str, expected: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from small_cohort import CONTRACT, small_template
 from torch import Tensor, nn
 
-from pipeline.bold.shards import Shard, write_shard
+from pipeline.bold.reader import Shard
+from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import Template, parcel_means
 from pipeline.errors import InputError
 from pipeline.evaluate import baselines
@@ -42,7 +43,7 @@ def template() -> Template:
 def shard(tmp_path_factory: pytest.TempPathFactory, template: Template) -> Shard:
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shards") / "run"
     walk_TV = np.cumsum(rng.normal(0, 1, (FRAMES, template.voxels)), axis=0)
-    write_shard(folder, (500 + walk_TV).astype(np.float32), template, CONTRACT)
+    write_shard(folder, (500 + walk_TV).astype(np.float32), CONTRACT, geometry=voxel_geometry(template))
     return Shard.open(folder)
 
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import builders
 import nibabel as nib
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bold.normalise import crop_or_pad, mask_to_grid, to_template, zscore
+from pipeline.bold.normalise import Gridding, mask_on_grid, zscore
 from pipeline.bold.template import Template
 
-BOX = (5, 6, 4)
 
-
-@given(st.tuples(*[st.integers(-7, 7)] * 3), st.tuples(*[st.integers(1, 8)] * 3))
-def test_crop_and_pad_keep_every_voxel_at_its_place(shift: tuple[int, int, int], shape: tuple[int, int, int]) -> None:
-    data_XYZT = np.random.default_rng(0).standard_normal((*shape, 2))
-    boxed_XYZT = crop_or_pad(data_XYZT, np.array(shift), BOX)
-    for at in np.ndindex(BOX):
-        source = tuple(np.array(at) - shift)
-        inside = all(0 <= place < size for place, size in zip(source, shape, strict=True))
-        assert np.array_equal(boxed_XYZT[at], data_XYZT[source] if inside else np.zeros(2))
+def on_template(image: Any, template: Template) -> tuple[np.ndarray, str]:
+    """Packed signal of an image in memory, and how it got there."""
+    gridding = Gridding.of(image.shape[:3], image.affine, template)
+    return gridding(np.asfortranarray(image.dataobj), lambda stored: stored.astype(np.float32)), gridding.resampling
 
 
 def test_a_shifted_grid_is_cropped_without_interpolation(template: Template) -> None:
     data = builders.bold(4, seed=1)
-    plain, how = to_template(nib.Nifti1Image(data, builders.AFFINE), template)
+    plain, how = on_template(nib.Nifti1Image(data, builders.AFFINE), template)
     moved = builders.AFFINE.copy()
     moved[:3, 3] += 8 * np.array([2, -1, 1])
     padded = np.zeros((*builders.SHAPE, 4), np.float32)
     padded[:-2, 1:, :-1] = data[2:, :-1, 1:]
-    again, _ = to_template(nib.Nifti1Image(padded, moved), template)
+    again, _ = on_template(nib.Nifti1Image(padded, moved), template)
     assert how == "none"
     assert np.array_equal(plain, again)
 
@@ -40,7 +36,7 @@ def test_axes_stored_in_another_order_give_the_same_values(template: Template) -
     image = nib.Nifti1Image(builders.bold(3, seed=2), builders.AFFINE)
     turned = image.as_reoriented([[1, 1], [0, -1], [2, -1]])
     assert nib.aff2axcodes(turned.affine) != nib.aff2axcodes(image.affine)
-    assert np.array_equal(to_template(image, template)[0], to_template(turned, template)[0])
+    assert np.array_equal(on_template(image, template)[0], on_template(turned, template)[0])
 
 
 def test_linear_fields_survive_resampling_to_a_coarser_grid(template: Template) -> None:
@@ -49,7 +45,7 @@ def test_linear_fields_survive_resampling_to_a_coarser_grid(template: Template) 
     affine[:3, 3] = [-70, -75, -70]
     places = np.moveaxis(np.indices((48, 52, 48)), 0, -1)
     field = nib.affines.apply_affine(affine, places) @ np.array([1.0, -2.0, 0.5]) + 10
-    bold_TV, how = to_template(nib.Nifti1Image(field[..., None].astype(np.float32), affine), template)
+    bold_TV, how = on_template(nib.Nifti1Image(field[..., None].astype(np.float32), affine), template)
     expected = nib.affines.apply_affine(template.affine, template.coordinates_V3) @ np.array([1.0, -2.0, 0.5]) + 10
     assert how == "linear, 27 points a voxel"
     assert np.allclose(bold_TV[0], expected, atol=1e-3)
@@ -58,7 +54,7 @@ def test_linear_fields_survive_resampling_to_a_coarser_grid(template: Template) 
 def test_voxels_outside_the_field_of_view_are_zero(template: Template) -> None:
     affine = np.diag([3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = [-70, -75, 0]  # the lower half of the brain was not scanned
-    bold_TV, _ = to_template(nib.Nifti1Image(np.full((48, 52, 20, 2), 7, np.float32), affine), template)
+    bold_TV, _ = on_template(nib.Nifti1Image(np.full((48, 52, 20, 2), 7, np.float32), affine), template)
     height_V = nib.affines.apply_affine(template.affine, template.coordinates_V3)[:, 2]
     assert np.all(bold_TV[:, height_V < -5] == 0)
     assert np.allclose(bold_TV[:, height_V > 5], 7)
@@ -68,12 +64,12 @@ def test_fine_patterns_do_not_alias_into_a_coarse_grid(template: Template) -> No
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = [-63, -71, -55]
     checker = (np.indices((64, 72, 56)).sum(axis=0) % 2).astype(np.float32)[..., None]
-    bold_TV, _ = to_template(nib.Nifti1Image(checker, affine), template)
+    bold_TV, _ = on_template(nib.Nifti1Image(checker, affine), template)
     assert np.allclose(bold_TV, 0.5, atol=0.02)
 
 
 def test_mask_on_the_grid_is_the_mask(template: Template, standard: dict[str, str]) -> None:
-    assert np.array_equal(mask_to_grid(nib.load(standard["mask"]), template), template.mask_XYZ)
+    assert np.array_equal(mask_on_grid(nib.load(standard["mask"]), template), template.mask_XYZ)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-1e4, 1e4), st.floats(0.1, 100))

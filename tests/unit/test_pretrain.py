@@ -18,7 +18,7 @@ from small_cohort import CONTRACT, DEMO, small_template
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.artefact import read_json, read_table, write_json
-from pipeline.bold.shards import write_shard
+from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import save_template
 from pipeline.cli import main
 from pipeline.config import Study, dump_study, load_study
@@ -210,7 +210,7 @@ def cohort(tmp_path_factory) -> Path:
         for session in ("2", "1"):
             name = {"dataset": "simulated", "subject": f"p{person}", "session": session, "run": "1"}
             folder = root / f"shards/sub-p{person}/ses-{session}_run-1"
-            entry = write_shard(folder, 100 + planted(24, rng), TEMPLATE, {**name, **CONTRACT})
+            entry = write_shard(folder, 100 + planted(24, rng), {**name, **CONTRACT}, geometry=voxel_geometry(TEMPLATE))
             runs.append({**name, **entry, "mean_fd_mm": 0.1, "overlap": 0.9, "content": f"{person}{session}"})
     write_json(root / "manifest.json", {"runs": runs})
     write_json(root / "draws.json", {"0": [f"simulated/p{person}" for person in (3, 1, 0, 5, 2, 4)]})

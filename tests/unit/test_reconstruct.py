@@ -13,7 +13,7 @@ from small_cohort import DEMO, small_template
 
 from pipeline.artefact import read_table, write_json
 from pipeline.bold.noise import fgn_spectrum, fractional_gaussian_noise
-from pipeline.bold.shards import write_shard
+from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import save_template
 from pipeline.config import load_study
 from pipeline.errors import InputError
@@ -175,7 +175,10 @@ def shard(root: Path, template, dataset, subject, session, signal_TV, **contract
     named = {"dataset": dataset, "subject": subject, "session": session, "run": "1"}
     whole = {**named, "tr_s": TR_S, "denoising": "none", **contract}
     folder = root / dataset / f"{subject}-{session}{'-odd' * bool(contract)}"
-    return {**named, **write_shard(folder, (1000 + 10 * signal_TV).astype(np.float32), template, whole)}
+    return {
+        **named,
+        **write_shard(folder, (1000 + 10 * signal_TV).astype(np.float32), whole, geometry=voxel_geometry(template)),
+    }
 
 
 def paths(root, name, manifests=("simulated", "rapidtide")):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_tables import demo_study, fake_tables, write_tables, write_truth
 from PIL import Image
@@ -16,6 +17,7 @@ from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.report.claims import evaluate_claims
 from pipeline.report.html import interval, number, write_report
+from pipeline.report.losses import histogram
 from pipeline.report.truths import check_truths
 
 
@@ -23,7 +25,7 @@ from pipeline.report.truths import check_truths
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     root = tmp_path_factory.mktemp("study")
     write_truth(root / "data")
-    study = demo_study()
+    study = demo_study(quality={"max_mean_fd_mm": 0.5, "min_overlap": 0.8})
     simulated = study.datasets["simulated"].model_copy(update={"path": str(root / "data")})
     claims = Path(__file__).parents[2] / study.claims
     return study.model_copy(update={"claims": claims, "datasets": {**study.datasets, "simulated": simulated}})
@@ -40,12 +42,30 @@ def results(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in range(1, 6):
         Image.new("RGB", (40, 20), (place, 0, 0)).save(root / "figures" / f"figure{place}.png")
         (root / "figures" / f"figure{place}.txt").write_text(f"Figure {place}. What is <drawn> here.")
-    run = {"subject": "SECRET01", "session": "1", "run": "1", "frames": 160}
-    reasons = [f"sub-SECRET0{person}_bold.nii.gz is damaged: byte {person}" for person in (2, 3)]
-    lost = [{"subject": "SECRET02", "session": "1", "run": "1", "reason": reason} for reason in reasons]
-    (root / "shards" / "simulated").mkdir(parents=True)
-    (root / "shards" / "simulated" / "manifest.json").write_text(json.dumps({"runs": [run], "quarantined": lost}))
+    write_runs(root / "shards" / "simulated")
+    (root / "shards" / "rapidtide").mkdir()
+    (root / "shards" / "rapidtide" / "manifest.json").write_text(json.dumps({"runs": [], "quarantined": []}))
     return root
+
+
+def write_runs(folder: Path) -> None:
+    """A manifest of 20 measured runs and two lost ones, of which one was measured and has its picture."""
+
+    def measured(fd: float) -> dict[str, object]:
+        return {"mean_fd_mm": fd, "tsnr": None, "overlap": 0.9, "filtered": fd > 0.3, "left_right": "undecided"}
+
+    names = {"session": "1", "run": "1"}
+    runs = [
+        {"subject": f"SECRET{place}", **names, "frames": 160, "quality": measured(0.1 + 0.01 * place)}
+        for place in range(20)
+    ]
+    reasons = {"SECRET98": "sub-SECRET98_bold.nii.gz is damaged", "SECRET99": "mean FD 0.81 mm, more than quality..."}
+    lost = [{"subject": subject, **names, "reason": reason} for subject, reason in reasons.items()]
+    kept_aside = folder / "quarantine" / "sub-SECRET99" / "ses-1_run-1"
+    kept_aside.mkdir(parents=True)
+    (kept_aside / "quality.png").touch()
+    (kept_aside / "quality.json").write_text(json.dumps({"measures": measured(0.81), "reasons": ["mean FD"]}))
+    (folder / "manifest.json").write_text(json.dumps({"runs": runs, "quarantined": lost}))
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +98,44 @@ def test_claims_truths_and_benchmark_are_on_the_page(page: str) -> None:
     assert "Simulated people." in page
 
 
+def section(page: str, name: str, following: str) -> str:
+    """A part of the page as it is read, without tags."""
+    text = re.sub(r"<[^>]+>", " ", page[page.index(f'id="{name}"') : page.index(f'id="{following}"')])
+    return " ".join(text.split())
+
+
 def test_losses_are_counted_without_names(page: str) -> None:
-    assert "2 × a file is damaged: byte #" in page
+    data = section(page, "data", "provenance")
+    assert "simulated simulated pretrain, evaluate 3,200 people 80 78 2 overlap 1; mean FD 1" in data
+    assert "runs 160 156 4 overlap 2; mean FD 2 pretraining people 32 30 2 overlap 1; mean FD 1" in data
+    assert "evaluation people 48 48 0 –" in data
     assert "SECRET" not in page
 
 
+def test_quality_of_runs_is_shown_with_those_that_were_lost_by_it(page: str) -> None:
+    data = section(page, "data", "provenance")
+    assert "mean FD, mm 21 0.100 0.110 0.200 0.290 0.810 0.50" in data
+    assert "tSNR" not in data, "a measure that no run has"
+    assert "overlap, Dice 21 0.900 0.900 0.900 0.900 0.900 0.80" in data
+    assert "measured as band-passed: 1 of 21 runs; left and right: undecided 21" in data
+    assert 'href="shards/simulated/quarantine/"' in page
+    assert "pictures of 1 quarantined run" in data
+
+
+def test_a_histogram_counts_every_run_once() -> None:
+    kept, lost = np.array([0.0, 0.1, 0.1, 1.0]), np.array([0.1, 2.0])
+    bars, line = histogram(kept, lost, 1.0)
+    assert [round(3 * bar["kept"]) for bar in bars] == [1, 2, 1, 0]
+    assert [round(3 * bar["lost"]) for bar in bars] == [0, 1, 0, 1]
+    assert line == pytest.approx(0.5)
+    assert histogram(kept, lost, 3.0)[1] is None
+    assert len(histogram(np.full(5, 0.9), lost[:0], None)[0]) == 1
+
+
 def test_provenance_of_every_table_is_on_the_page(page: str, results: Path) -> None:
-    section = page[page.index('id="provenance"') : page.index('id="configuration"')]
+    records = page[page.index('id="provenance"') : page.index('id="configuration"')]
     for table in (results / "tables").glob("*.parquet"):
-        assert f"<td>{table.stem}</td>" in section
+        assert f"<td>{table.stem}</td>" in records
 
 
 def test_a_missing_figure_is_bad_input(study: Study, results: Path, tmp_path: Path) -> None:

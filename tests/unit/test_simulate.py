@@ -20,7 +20,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.bold import anatomy, derivatives, simulate
+from pipeline.bold import simulate
+from pipeline.bold.simulate import anatomy, derivatives
 from pipeline.config import Simulation
 from pipeline.errors import InputError
 

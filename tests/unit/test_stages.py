@@ -64,7 +64,6 @@ def test_a_setting_that_a_stage_reads_moves_its_parameter(stage: str, changes: d
     ("stage", "changes"),
     [
         ("pretrain", CONFIDENCE),
-        ("pretrain", {"pretrain": {"cache_mb": 99}}),
         ("pretrain", {"pretrain": {"checkpoint_every_s": 1}}),
         ("pretrain", {"architectures": {"swift_v1": {"label": "other"}}}),
         ("pretrain", {"architectures": {"swift_v2": {"mask_ratio": 0.7}}}),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import tables
-from pipeline.artefact import read_provenance, read_table, write_json, write_table
+from pipeline.artefact import read_provenance, read_table, write_json, write_table, write_text
 from pipeline.config import load_study
 from pipeline.errors import InputError
 from pipeline.grid import Cell, all_cells, evaluated_cells
@@ -100,7 +100,14 @@ def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: p
                 write(folder / f"{table}.parquet", result(str(folder)))
             else:
                 tables.collect([], schema, folder / f"{table}.parquet", None)
+    for name, dataset in study.datasets.items():
+        runs = [{"subject": "a", "session": "1", "run": "1"}]
+        write_json(layout.manifest(name), {"runs": runs, "quarantined": []})
+        columns = ["subject", "family", *dataset.labels]
+        write_text(layout.people(name) / "participants.tsv", "\t".join(columns) + "\n")
+    write_json(layout.evaluation_set, {"people": {}, "hash": ""})
     tables.collect_tables(study, layout.tables)
+    assert set(read_table(layout.table("losses"))["dataset"]) == set(study.datasets)
     pretrain = read_table(layout.table("pretrain"))
     assert [Cell(**row) for row in pretrain[list(vars(Cell("", "", 0, 0)))].to_dict("records")] == all_cells(study)
     assert pretrain["simulated"].all()

@@ -99,6 +99,10 @@ rule tables:
         evaluated("{results}/spectral/{cell}/spectra.parquet"),
         rules.baselines.output,
         rules.raw_spectra.output,
+        manifests_in("shards", study.datasets),
+        participants("pretrain"),
+        participants("evaluate"),
+        rules.split.output.evaluation,
     output:
         tables=expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=TABLES),
     log:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipeline import grid
 from pipeline.artefact import write_text
-from pipeline.config import dump_study, load_study
+from pipeline.config import dump_study, expand_path, load_study
 from pipeline.errors import InputError
 from pipeline.stages import stage_settings, stage_version
 
 CONFIG_FILES = list(workflow.overwrite_configfiles) or [Path(workflow.basedir) / "config" / "config.yaml"]
 FIGURES = [1, 2, 3, 4, 5]
-TABLES = ["pretrain", "history", "probe", "benchmark", "scores", "spectral", "spectra"]
+TABLES = ["pretrain", "history", "probe", "benchmark", "scores", "spectral", "spectra", "losses"]
 
 
 def load_configuration():
@@ -29,13 +29,15 @@ RESULTS = f"results/{study.name}"
 CONFIG = f"{RESULTS}/config.yaml"
 
 
+VOXEL_DATASETS = [name for name, each in study.datasets.items() if each.door != "parcels"]
 FIGURE_TABLES = expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=[*TABLES, "scaling"])
 TRUTHS = [f"{RESULTS}/tables/truths.parquet"] if any(each.simulation for each in study.datasets.values()) else []
 
 
 wildcard_constraints:
     dataset="[A-Za-z0-9_-]+",
-    batch=r"\d{4}",
+    atlas="[A-Za-z0-9_-]+",
+    batch=r"\d+",
     architecture="[A-Za-z0-9_-]+",
     cell=r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+/N\d+-T\d+/draw\d+-[A-Za-z0-9_-]+/seed\d+",
     number=r"\d",
@@ -56,9 +58,14 @@ def of_cell(stage):
     return lambda wildcards: stage_settings(study, stage, cell=grid.Cell.parse(wildcards.cell))
 
 
+def manifests_in(store, datasets):
+    """Manifests of data sets in a store of shards."""
+    return [f"{RESULTS}/{store}/{name}/manifest.json" for name in datasets]
+
+
 def manifests(role):
     """Shard manifests of the data sets that serve a role."""
-    return [f"{RESULTS}/shards/{name}/manifest.json" for name in study.with_role(role)]
+    return manifests_in("shards", study.with_role(role))
 
 
 def participants(role):
@@ -69,14 +76,14 @@ def participants(role):
 def made_data(wildcards):
     """The marker of a data set that the workflow makes or gets itself."""
     dataset = study.datasets[wildcards.dataset]
-    made = "simulated" if dataset.simulation else "fetched" if dataset.packaged else None
+    made = "simulated" if dataset.simulation else "fetched" if dataset.packaged or dataset.nilearn else None
     return [f"{RESULTS}/data/{wildcards.dataset}.{made}.json"] if made else []
 
 
 def participants_table(wildcards):
     """The user's table of people, where it is already there: a plan needs no data."""
     try:
-        table = study.data_path(wildcards.dataset) / "participants.tsv"
+        table = study.data_path(wildcards.dataset) / study.datasets[wildcards.dataset].participants
     except InputError:
         # A variable that is not set; the job will say what is missing.
         return []
@@ -84,9 +91,25 @@ def participants_table(wildcards):
 
 
 def batches_of(wildcards):
-    """The shard jobs of a data set, from the number of people it declares."""
-    count = study.datasets[wildcards.dataset].batches
-    return [f"{RESULTS}/shards/{wildcards.dataset}/batch-{number:04d}.json" for number in range(count)]
+    """The shard jobs of a data set."""
+    return batches_in(f"shards/{wildcards.dataset}", wildcards.dataset)
+
+
+def batches_in(folder, dataset):
+    """The jobs of one store of a data set, from the number of people that it declares."""
+    count = study.datasets[dataset].batches
+    return [f"{RESULTS}/{folder}/batch-{number:04d}.json" for number in range(count)]
+
+
+def atlas_files(wildcards):
+    """The parcellation and its table of labels, where they are already there: a plan needs no data."""
+    from pipeline.bold.parcels import label_table
+
+    try:
+        path = expand_path(f"atlases.{wildcards.atlas}", study.atlases[wildcards.atlas])
+    except InputError:
+        return []
+    return [str(each) for each in (path, label_table(path)) if each is not None and each.is_file()]
 
 
 def learning_rate_of(wildcards):

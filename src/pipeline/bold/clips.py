@@ -1,4 +1,4 @@
-"""Clips of runs: which clip stands at a position of training, and its frames from a bounded cache.
+"""Clips of runs: which clip stands at a position of training, and its frames from the shard.
 
 Axes: T frames, V in-mask voxels.
 """
@@ -11,24 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bold.shards import Shard
+from pipeline.bold.reader import Shard
 from pipeline.errors import InputError
+
+MOST_OPEN = 1024  # shards whose contract and index are kept, some 20 kB each
 
 
 class Runs:
-    """Runs by number, each decoded once and kept while there is room.
+    """Runs by number. A clip is read when it is asked for, because that takes a fiftieth of decoding its run.
 
-    Memory is bounded by `cache_mb` of float32 frames, or by one run where that is larger.
+    Memory: the clips handed out, and what is known of the last 1,024 runs.
     """
 
-    def __init__(
-        self, entries: Sequence[Mapping[str, Any]], cache_mb: int, expected: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, entries: Sequence[Mapping[str, Any]], expected: Mapping[str, Any] | None = None) -> None:
         """`entries` are those of a manifest; each shard's contract must agree with `expected` when it is opened."""
         self.entries = list(entries)
         self._expected = dict(expected or {})
-        self._room = cache_mb * 2**20
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._opened: OrderedDict[int, Shard] = OrderedDict()
 
     def __len__(self) -> int:
         """Number of runs."""
@@ -38,22 +37,20 @@ class Runs:
         """Frames of a run."""
         return int(self.entries[run]["frames"])
 
-    def run(self, run: int) -> np.ndarray:
-        """All frames of a run, z-scored per voxel over the run, (T, V) float32; not to be written to."""
-        if run not in self._kept:
-            bold_TV = Shard.open(self.entries[run]["path"], self._expected).read()
-            bold_TV.flags.writeable = False
-            self._kept[run] = bold_TV
-            while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._room:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(run)
-        return self._kept[run]
+    def shard(self, run: int) -> Shard:
+        """The shard of a run; a chunk of it is verified once while it stays open."""
+        if run not in self._opened:
+            self._opened[run] = Shard.open(self.entries[run]["path"], self._expected)
+            if len(self._opened) > MOST_OPEN:
+                self._opened.popitem(last=False)
+        self._opened.move_to_end(run)
+        return self._opened[run]
 
     def clip(self, run: int, start: int, frames: int) -> np.ndarray:
-        """Frames `start` to `start + frames` of a run, (frames, V) float32."""
+        """Frames `start` to `start + frames` of a run, z-scored per voxel over the run, (frames, V) float32."""
         if not 0 <= start <= self.frames(run) - frames:
             raise IndexError(f"frames {start} to {start + frames} of a run of {self.frames(run)}")
-        return self.run(run)[start : start + frames]
+        return self.shard(run).read(start, start + frames)
 
 
 def clip_position(seed: int, position: int, frame_counts: Sequence[Sequence[int]], context: int) -> tuple[int, int]:

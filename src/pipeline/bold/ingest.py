@@ -1,154 +1,170 @@
-"""One job a batch of people: NIfTI in, shards out; bad runs are quarantined and the rest goes on.
+"""One run, from the file that a door found to its shard: onto the template, looked at, judged, written.
 
-Axes: T frames, V in-mask voxels of the template.
+Nothing grows with the number of frames: a run passes in blocks of sixteen through a scratch file (`spool`).
+Axes: T frames, V in-mask voxels of the template, R parcels, X, Y, Z of the template's grid.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 
 from pipeline import artefact
-from pipeline.bold import inputs, quality
-from pipeline.bold.normalise import mask_to_grid, to_template
-from pipeline.bold.people import membership
-from pipeline.bold.shards import write_shard
-from pipeline.bold.template import Template, load_template
+from pipeline.bold import quality, resample
+from pipeline.bold.doors.series import read_series
+from pipeline.bold.inputs import Frames, Run, open_frames, open_image
+from pipeline.bold.motion import displacement
+from pipeline.bold.normalise import Gridded, standard_run
+from pipeline.bold.parcels import parcel_geometry
+from pipeline.bold.placement import brain_of, placement
+from pipeline.bold.quality_page import Page, write_quality
+from pipeline.bold.shards import voxel_geometry, write_shard
+from pipeline.bold.spool import Spool, spool
+from pipeline.bold.template import Template
 from pipeline.config import Study
-from pipeline.errors import InputError
-from pipeline.stages import VERSIONS
 
-Outcome: TypeAlias = tuple[dict[str, Any], str | None]  # what is said of a run, and why it was lost
+QUARANTINE = "quarantine"  # folder, beside the people's, of what is known of runs that were lost
 
 
-@dataclass(frozen=True, eq=False)
-class Gridded:
-    """A run on the template, in its own unit, and how well it lies there."""
+class Standard(NamedTuple):
+    """What every run of a study is laid on and compared with."""
 
-    bold_TV: np.ndarray
-    mean_fd_mm: float | None
-    overlap: float
-    resampling: str
+    template: Template
+    brain_XYZ: np.ndarray  # the standard brain on the template's grid
 
 
-def shard_batch(
-    study: Study, dataset: str, batch: int, people: Path, template_folder: Path, output: Path, workers: int = 1
-) -> None:
-    """Write the shards of one batch of people beside `output`, and last `output`, the list of them.
-
-    `people` is the folder in which the data set keeps its `membership`.
-    A bad run is quarantined with its reason and the rest goes on; bad input as such stops the job. Memory is bounded
-    by three float32 copies of the longest run for each of `workers` processes.
-    """
-    size = study.datasets[dataset].batch_people
-    subjects = membership(study, dataset, people)[batch * size : (batch + 1) * size]
-    template = load_template(template_folder)
-    runs = inputs.find_runs(study, dataset, subjects)
-    make = partial(_try_run, study, template, Path(output).parent)
-    results = list(_map(make, runs, workers))
-    absent = [name for name in subjects if name not in {run.subject for run in runs}]
-    results += [({"subject": name, "session": "", "run": ""}, "no run found") for name in absent]
-    listing = {
-        "runs": [entry for entry, reason in results if reason is None],
-        "quarantined": [{**entry, "reason": reason} for entry, reason in results if reason is not None],
-        "provenance": artefact.provenance(
-            "shards",
-            VERSIONS["shards"],
-            study.shards.model_dump(),
-            {"people": Path(people) / "state" / "membership.json"},
-        ),
-    }
-    artefact.write_json(output, listing)
-
-
-def _map(make: Callable[[inputs.Run], Outcome], runs: list[inputs.Run], workers: int) -> Iterable[Outcome]:
-    if min(workers, len(runs)) < 2:
-        yield from map(make, runs)
-        return
-    # A fork server: no thread of the parent is cloned half-way, and the imports are paid for once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(min(workers, len(runs)), mp_context=context) as pool:
-        yield from pool.map(make, runs)
-
-
-def _try_run(study: Study, template: Template, shards: Path, run: inputs.Run) -> Outcome:
-    """The run's entry, or its name and the reason why it is quarantined."""
-    name = {"subject": run.subject, "session": run.session, "run": run.run}
-    try:
-        return shard_run(study, template, shards / run.folder, run), None
-    except quality.Quarantined as reason:
-        return name, str(reason)
-
-
-def shard_run(study: Study, template: Template, folder: Path, run: inputs.Run) -> dict[str, Any]:
-    """One run from NIfTI to shard.
+def ingest_run(study: Study, standard: Standard, store: Path, run: Run) -> dict[str, Any]:
+    """Write one run's shard below `store`; what a list of runs says of it.
 
     Raises
     ------
-    InputError, Quarantined : see `inputs.load_bold` and `quality.require`.
+    InputError, Quarantined : the run cannot be used; nothing is written but, for one beyond a threshold, its measures
+        and its page below `store`/quarantine.
     """
-    drop = study.shards.drop_frames
-    gridded = _registered(study, template, run) if run.space is None else _resampled(template, run, drop)
-    quality.require(len(gridded.bold_TV), study.shards.min_frames, gridded.overlap, study.shards.min_overlap)
-    content = artefact.sha256_file(run.bold)
-    contract = {
-        "dataset": run.dataset,
-        "subject": run.subject,
-        "session": run.session,
-        "run": run.run,
-        "tr_s": run.tr_s,
-        "dropped": drop,
-        "censoring": "none",
-        "denoising": study.datasets[run.dataset].denoising,
-        "resampling": gridded.resampling,
-        "source_sha256": content,
-    }
-    entry = write_shard(folder, gridded.bold_TV, template, contract, study.shards.frames_per_chunk)
-    name = {key: contract[key] for key in ("dataset", "subject", "session", "run")}
-    measured = {"mean_fd_mm": gridded.mean_fd_mm, "overlap": gridded.overlap, "content": content}
-    return {**name, **entry, **measured}
+    shutil.rmtree(store / QUARANTINE / run.folder, ignore_errors=True)  # of a former attempt
+    if run.series is not None:
+        return _ingest_series(study, store, run)
+    frames = open_frames(run)
+    quality.require_frames(frames.shape[3] - study.shards.drop_frames, study.shards.min_frames)
+    template = standard.template
+    with _on_template(study, template, run, frames) as gridded:
+        watch = quality.Watch(template.voxels, run.tr_s)
+        with spool(watch(gridded.blocks()), template.voxels) as raw:
+            page = _page_of_volume(study, standard, run, raw, watch, gridded)
+            return _judged_and_written(study, store, run, raw, page, voxel_geometry(template), gridded.resampling)
 
 
-def _resampled(template: Template, run: inputs.Run, drop: int) -> Gridded:
-    """A run that already lies in the template's space."""
-    image = inputs.load_bold(run)
-    bold_TV, resampling = to_template(image, template)
-    if run.mask is not None:
-        brain_XYZ = mask_to_grid(inputs.open_image(run.mask), template)
-    else:
-        mean = np.asarray(image.dataobj).mean(axis=3)
-        brain_XYZ = mask_to_grid(nib.Nifti1Image((mean > 0).astype(np.uint8), image.affine), template)
-    motion = quality.mean_displacement(run.confounds, len(bold_TV), drop) if run.confounds else None
-    return Gridded(bold_TV[drop:], motion, quality.dice(brain_XYZ, template.mask_XYZ), resampling)
+def _page_of_volume(
+    study: Study, standard: Standard, run: Run, raw: Spool, watch: quality.Watch, gridded: Gridded
+) -> Page:
+    """What is measured of a run of voxels, and seen of it."""
+    mean_XYZ, traces = gridded.mean_XYZ(), watch.traces(raw.mean_V, raw.std_V)
+    placed = placement(mean_XYZ, gridded.brain_XYZ, raw.std_V, standard.template, standard.brain_XYZ)
+    spike_mm, fd_mm_T, left_right = study.quality.fd_spike_mm, gridded.fd_mm_T, gridded.left_right
+    images = {"mean BOLD": mean_XYZ}
+    if gridded.anatomy_XYZ is not None:
+        images["T1w"] = gridded.anatomy_XYZ
+    return Page(
+        title=_title(run),
+        traces=traces,
+        measures=quality.measure(traces, raw.mean_V, raw.std_V, spike_mm, fd_mm_T, placed, left_right),
+        settings=study.quality,
+        images=images,
+        template=standard.template,
+        standard_XYZ=standard.brain_XYZ,
+        brain_XYZ=brain_of(mean_XYZ, gridded.brain_XYZ),
+        fd_mm_T=fd_mm_T,
+    )
 
 
-def _registered(study: Study, template: Template, run: inputs.Run) -> Gridded:
-    """A run in native space."""
-    from pipeline.bold import register  # SimpleITK takes half a second to import
-
-    registered = register.register_native(run, template, study.template, study.shards.drop_frames)
-    motion = float(registered.fd_mm_T.mean())
-    return Gridded(registered.bold_TV, motion, registered.overlap, register.RESAMPLING)
+def _title(run: Run) -> str:
+    return f"{run.dataset}: sub-{run.subject}, session {run.session}, run {run.run}"
 
 
-def collect_batches(paths: Iterable[Path], output: Path) -> None:
-    """One list of a data set's runs from those of its batches; a run that occurs twice is an InputError."""
-    batches = {Path(path): artefact.read_json(path) for path in paths}
-    runs = [entry for batch in batches.values() for entry in batch["runs"]]
-    seen: set[str] = set()
-    for entry in runs:
-        if entry["path"] in seen:
-            raise InputError(output, f"{entry['path']} in two batches", "each run once", "Run the people stage again.")
-        seen.add(entry["path"])
-    lost = [entry for batch in batches.values() for entry in batch["quarantined"]]
-    record = artefact.provenance("shards", VERSIONS["shards"], None, {path.stem: path for path in batches})
-    artefact.write_json(output, {"runs": runs, "quarantined": lost, "provenance": record})
+def _ingest_series(study: Study, store: Path, run: Run) -> dict[str, Any]:
+    """Parcel series as the user gives them: no grid, and a page without slices."""
+    series_TR = read_series(run)[study.shards.drop_frames :]
+    quality.require_frames(len(series_TR), study.shards.min_frames)
+    watch = quality.Watch(series_TR.shape[1], run.tr_s)
+    with spool(watch([series_TR]), series_TR.shape[1]) as raw:
+        traces = watch.traces(raw.mean_V, raw.std_V)
+        seen = quality.measure(traces, raw.mean_V, raw.std_V, study.quality.fd_spike_mm)
+        labels = [f"parcel-{number}" for number in range(1, raw.columns + 1)]
+        geometry = parcel_geometry(study.datasets[run.dataset].atlas or "unnamed", labels)
+        page = Page(_title(run), traces, seen, study.quality, {})
+        return _judged_and_written(study, store, run, raw, page, geometry, "none")
+
+
+@contextmanager
+def _on_template(study: Study, template: Template, run: Run, frames: Frames) -> Iterator[Gridded]:
+    dataset, drop = study.datasets[run.dataset], study.shards.drop_frames
+    if run.space is None:
+        from pipeline.bold.register import registered  # SimpleITK takes half a second to import
+
+        with registered(run, frames, template, study.template, dataset, drop) as gridded:
+            yield gridded
+        return
+    way = None
+    if run.warp is not None or run.space != template.space:
+        from pipeline.bold.warp import way_to_run
+
+        way = way_to_run(run, frames, template.space, dataset)
+    mask = open_image(run.mask) if run.mask else None
+    yield standard_run(frames, template, drop, mask, displacement(run, frames.shape[3], drop), way)
+
+
+def _judged_and_written(
+    study: Study, store: Path, run: Run, raw: Spool, page: Page, geometry: Mapping[str, Any], resampling: str
+) -> dict[str, Any]:
+    """The run's entry, with its shard written; or Quarantined, with its measures and its page kept aside."""
+    seen, pictures = page.measures, study.datasets[run.dataset].pictures or study.quality.pictures
+    if reasons := quality.judge(seen, study.quality):
+        with artefact.atomic_folder(store / QUARANTINE / run.folder) as folder:
+            write_quality(folder, page, pictures != "none")
+        raise quality.Quarantined("; ".join(reasons))
+    name = {"dataset": run.dataset, "subject": run.subject, "session": run.session, "run": run.run}
+    with _in_time(study, run, raw) as (signal, treated):
+        contract = {
+            **name,
+            **treated,
+            "dropped": study.shards.drop_frames,
+            "censoring": "none",
+            "filtered": study.datasets[run.dataset].filtered or bool(seen.filtered),
+            "resampling": resampling,
+            "source_sha256": artefact.sha256_file(run.bold),
+        }
+        entry = write_shard(
+            store / run.folder,
+            signal,
+            contract,
+            geometry=geometry,
+            frames_per_chunk=study.shards.frames_per_chunk,
+            dtype=study.shards.dtype,
+            extras=lambda folder: write_quality(folder, page, pictures == "all"),
+        )
+    summary = {"mean_fd_mm": seen.mean_fd_mm, "overlap": seen.overlap, "content": raw.sha256}
+    return {**name, **entry, **summary, "quality": seen.plain()}
+
+
+@contextmanager
+def _in_time(study: Study, run: Run, raw: Spool) -> Iterator[tuple[Spool, dict[str, Any]]]:
+    """The run without its confounds and at another TR, where the data set asks for it; and the record of that."""
+    dataset, signal, tr_s, denoising = study.datasets[run.dataset], raw, run.tr_s, study.datasets[run.dataset].denoising
+    in_time = "none"
+    with ExitStack() as stack:
+        if dataset.confounds_strategy:
+            regressors_TK, _ = resample.load_regressors(run.bold, dataset.confounds_strategy)
+            blocks = resample.regress_out(signal, regressors_TK[study.shards.drop_frames :])
+            signal = stack.enter_context(spool(blocks, signal.columns))
+            regressed = resample.describe_regression(dataset.confounds_strategy)
+            denoising = regressed if denoising == "none" else f"{denoising}; {regressed}"
+        if dataset.resample_tr_s:
+            blocks, tr_s = resample.resampled(signal, run.tr_s, dataset.resample_tr_s), dataset.resample_tr_s
+            signal = stack.enter_context(spool(blocks, signal.columns))
+            in_time = resample.describe_resampling(run.tr_s, tr_s)
+        yield signal, {"tr_s": tr_s, "source_tr_s": run.tr_s, "resampling_in_time": in_time, "denoising": denoising}

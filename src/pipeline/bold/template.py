@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import affine_transform
 
 from pipeline import artefact, config
 from pipeline.errors import InputError
@@ -106,12 +107,19 @@ def _load_mask(settings: config.Template) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_brain(settings: config.Template) -> Any:
-    """Skull-stripped T1w image in the template's space, at 2 mm where it is the one inside nilearn."""
+    """T1w image in the template's space, 0 outside its mask; the one inside nilearn at 2 mm."""
     if settings.brain is None:
         from nilearn.datasets import load_mni152_template
 
         return load_mni152_template(resolution=2)
-    return _load_image(config.expand_path("template.brain", settings.brain), "template.brain")
+    image = _load_image(config.expand_path("template.brain", settings.brain), "template.brain")
+    if settings.mask is None:
+        return image
+    mask = _load_image(config.expand_path("template.mask", settings.mask), "template.mask")
+    to_mask = np.linalg.inv(mask.affine) @ image.affine
+    filled_XYZ = (np.asarray(mask.dataobj) > 0).astype(np.uint8)
+    inside_XYZ = affine_transform(filled_XYZ, to_mask, output_shape=image.shape, order=0, mode="grid-constant")
+    return nib.Nifti1Image(np.where(inside_XYZ, image.get_fdata(dtype=np.float32), 0), image.affine)
 
 
 def _load_image(path: Path, key: str) -> Any:
@@ -149,9 +157,12 @@ def _cubic_parcels(voxels_V3: np.ndarray, edge: int) -> np.ndarray:
     _, parcel_V, counts_P = np.unique(voxels_V3 // edge, axis=0, return_inverse=True, return_counts=True)
     parcel_V = parcel_V.ravel()
     centres_P3 = np.stack([np.bincount(parcel_V, axis) / counts_P for axis in voxels_V3.T], axis=1)
-    large = np.flatnonzero(counts_P >= min(MIN_PARCEL_VOXELS, counts_P.max()))
-    distance = np.linalg.norm(centres_P3[:, None] - centres_P3[large], axis=2)
-    return distance.argmin(axis=1)[parcel_V].astype(np.int64)
+    large_P = counts_P >= min(MIN_PARCEL_VOXELS, counts_P.max())
+    # Only small cubes are compared with all large ones: every pair would be 6 GB at 2 mm.
+    distance = np.linalg.norm(centres_P3[~large_P][:, None] - centres_P3[large_P], axis=2)
+    joined_P = np.cumsum(large_P) - 1
+    joined_P[~large_P] = distance.argmin(axis=1)
+    return joined_P[parcel_V].astype(np.int64)
 
 
 def save_template(template: Template, folder: Path) -> None:

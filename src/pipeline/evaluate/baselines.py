@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.bold.shards import Shard
+from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template, parcel_means
 from pipeline.evaluate.cohort import Cohort
 from pipeline.evaluate.features import RunFeatures

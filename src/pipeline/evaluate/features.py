@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bold.normalise import zscore
-from pipeline.bold.shards import Shard
+from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template
 from pipeline.errors import InputError
 from pipeline.models.voxels import scatter_voxels

@@ -16,7 +16,7 @@ import pandas as pd
 
 from pipeline.artefact import digest, provenance, read_json, write_table
 from pipeline.bold.people import cell_people
-from pipeline.bold.shards import Shard
+from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template, load_template
 from pipeline.config import Study
 from pipeline.errors import InputError

@@ -12,16 +12,25 @@ from typing import TYPE_CHECKING
 from pipeline.artefact import atomic_file, read_table, write_text
 from pipeline.config import Study
 from pipeline.errors import InputError
+from pipeline.losses import sentence
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 NUMBERS = (1, 2, 3, 4, 5)
+# Parts of the study whose people a figure counts; its foot and its caption tell who of them was lost.
+PARTS = {
+    1: ("pretrain", "evaluate"),
+    2: ("pretrain", "evaluate"),
+    3: ("pretrain", "evaluate"),
+    4: ("evaluate",),
+    5: ("evaluate", "spectra"),
+}
 
 
 def draw_figure(study: Study, number: int, tables_folder: Path) -> tuple[Figure, pd.DataFrame, str]:
-    """One figure, the numbers in it, and its caption.
+    """One figure, the numbers in it, and its caption; both end with the people whom the study lost.
 
     Raises
     ------
@@ -30,12 +39,16 @@ def draw_figure(study: Study, number: int, tables_folder: Path) -> tuple[Figure,
     if number not in NUMBERS:
         known = ", ".join(map(str, NUMBERS))
         raise InputError("--number", str(number), f"one of {known}", "`pipeline figure` draws one figure.")
+    from pipeline.figures.style import footer
+
     module = import_module(f"{__name__}.figure{number}")
     paths = {name: tables_folder / f"{name}.parquet" for name in module.TABLES}
     # Truths exist only where a cohort was simulated.
     tables = {name: read_table(path) for name, path in paths.items() if name != "truths" or path.exists()}
-    drawn: tuple[Figure, pd.DataFrame, str] = module.draw(study, tables)
-    return drawn
+    figure, plotted, caption = module.draw(study, tables)
+    lost = sentence(read_table(tables_folder / "losses.parquet"), PARTS[number])
+    footer(figure, lost)
+    return figure, plotted, f"{caption} {lost}"
 
 
 def write_figure(study: Study, number: int, tables_folder: Path, png: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -22,6 +24,7 @@ from pipeline.config import Study
 # Okabe & Ito (2008): told apart with any common colour blindness. Architectures also differ in marker.
 ARCHITECTURE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ARCHITECTURE_MARKERS = ("s", "o", "D", "^", "v", "P")
+CHARACTERS_PER_INCH = 16  # of the footer's letters
 INK, GREY, PALE = "#222222", "#7A7A7A", "#C9C9C9"
 
 SETTINGS: dict[str, Any] = {
@@ -112,6 +115,14 @@ def key(figure: Figure, entries: Iterable[Any], columns: int = 6) -> None:
     """One legend for all panels, below them, where no data can be."""
     handles = list(entries)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, max(1, len(handles))), fontsize=8.5)
+
+
+def footer(figure: Figure, text: str) -> None:
+    """Small text at the foot of the whole figure, above the entries of its legend, where the layout leaves room."""
+    legend = figure.legends[-1] if figure.legends else figure.legend(handles=[], loc="outside lower center")
+    wide = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
+    legend.set_title(textwrap.fill(text, wide), prop=FontProperties(size=7.5))
+    legend.get_title().set_color(GREY)
 
 
 def log_axis(axes: Axes, which: str, form: Callable[[float], str] | None = None) -> None:

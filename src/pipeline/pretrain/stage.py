@@ -229,7 +229,7 @@ def _device(study: Study) -> torch.device:
 def training_samples(study: Study, plan: Plan, box: Box, trained: list[Entry]) -> Samples:
     """Clips of the first frames of the people trained on, in the order of the cell's seed."""
     cell, context = plan.cell, study.pretrain.context_frames
-    runs = Runs(trained, study.pretrain.cache_mb, plan.contract)
+    runs = Runs(trained, plan.contract)
     frame_counts = [[cell.frames]] * len(trained)
 
     def clip_TV(position: int) -> np.ndarray:
@@ -240,7 +240,7 @@ def training_samples(study: Study, plan: Plan, box: Box, trained: list[Entry]) -
 
 def held_out_samples(study: Study, plan: Plan, box: Box, held_out: list[Entry]) -> Samples:
     """Clips evenly spaced in the runs of held-out people."""
-    runs, context = Runs(held_out, study.pretrain.cache_mb, plan.contract), study.pretrain.context_frames
+    runs, context = Runs(held_out, plan.contract), study.pretrain.context_frames
 
     def clip_TV(position: int) -> np.ndarray:
         run, clip = divmod(position, VALIDATION_CLIPS)

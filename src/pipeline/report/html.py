@@ -17,11 +17,13 @@ from pipeline.figures import NUMBERS
 from pipeline.figures.figure4 import REFERENCE, differences, systems
 from pipeline.figures.select import block_rows, pick, records
 from pipeline.grid import Block, all_cells
-from pipeline.report.provenance import dataset_counts, table_records
+from pipeline.report.losses import dataset_losses, quality_tables
+from pipeline.report.provenance import table_records
 from pipeline.report.truths import PERSON, required
 from pipeline.tables import VALIDATION_CONFIDENCE
 
 TEMPLATE = "report.html"
+TABLES = ("pretrain", "benchmark", "scores", "claims", "losses")
 DASH = "–"
 
 
@@ -33,9 +35,7 @@ def write_report(study: Study, results_folder: Path, output: Path) -> None:
     InputError : a table or a figure is missing.
     """
     tables_folder = results_folder / "tables"
-    tables = {
-        name: read_table(tables_folder / f"{name}.parquet") for name in ("pretrain", "benchmark", "scores", "claims")
-    }
+    tables = {name: read_table(tables_folder / f"{name}.parquet") for name in TABLES}
     truths = tables_folder / "truths.parquet"
     page = _environment().get_template(TEMPLATE)
     content = {
@@ -49,7 +49,8 @@ def write_report(study: Study, results_folder: Path, output: Path) -> None:
         "benchmark": benchmark_rows(study, tables),
         "cells": _cell_counts(study, tables["pretrain"]),
         "planned": len(all_cells(study)),
-        "datasets": dataset_counts(study, results_folder),
+        "datasets": dataset_losses(study, tables["losses"], results_folder),
+        "quality": quality_tables(study, results_folder),
         "records": table_records(tables_folder),
         "configuration": dump_study(study),
         "confidence": f"{study.evaluate.confidence:.0%}",

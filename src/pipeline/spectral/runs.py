@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.artefact import read_json
-from pipeline.bold.shards import Shard
+from pipeline.bold.reader import Shard
 from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.evaluate.cohort import hidden_name

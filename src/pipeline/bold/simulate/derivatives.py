@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.artefact import write_json
-from pipeline.bold.anatomy import Atlas
+from pipeline.bold.simulate.anatomy import Atlas
 
 SPACE = "MNI152NLin2009aSym"
 STANDARD_SPACE_CODE = 4  # NIfTI: normalised to MNI 152

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.artefact import atomic_folder
-from pipeline.bold import anatomy, derivatives, noise
+from pipeline.bold import noise
+from pipeline.bold.simulate import anatomy, derivatives
 from pipeline.config import Simulation
 
 EVENT_SHARE = 0.10  # of the variance of each network's course
