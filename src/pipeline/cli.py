@@ -148,8 +148,8 @@ def _shards(arguments: Arguments) -> None:
 
     study, layout = _study(arguments)
     name = _dataset(study, arguments.dataset)
-    batch, template = int(arguments.batch), arguments.template.parent
-    shard_batch(study, name, batch, layout.people(name), template, arguments.output, arguments.workers)
+    template = arguments.template.parent
+    shard_batch(study, name, arguments.batch, layout.people(name), template, arguments.output, arguments.workers)
 
 
 def _manifest(arguments: Arguments) -> None:
@@ -392,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="print a shard's contract and measures, and draw a quick look")
     inspect.add_argument("shard", type=Path, help="folder of the shard")
     _path(inspect, "--template", None, "template.json of the study (default: the one of the shard's results folder)")
-    _path(inspect, "--output", None, "PNG to draw (default: none)")
+    _path(inspect, "--output", Path("quick_look.png"), "PNG to draw (default: %(default)s)")
     inspect.set_defaults(verb=_inspect)
     verify = "check every byte of a data set's shards against their manifests"
     add("verify", _verify, verify, "input", "workers", output=False)
@@ -438,7 +438,7 @@ def _path(parser: argparse.ArgumentParser, flag: str, default: Path | None, summ
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "dataset": lambda parser: parser.add_argument("--dataset", required=True, metavar="NAME", help="which data set"),
     "batch": lambda parser: parser.add_argument(
-        "--batch", required=True, metavar="NUMBER", help="which batch of people, from 0"
+        "--batch", type=int, required=True, metavar="NUMBER", help="which batch of people, from 0"
     ),
     "template": lambda parser: parser.add_argument(
         "--template", type=Path, required=True, metavar="FILE", help="template.json of the study"

@@ -151,6 +151,13 @@ class Dataset(Strict):
 
     @model_validator(mode="after")
     def _agree(self) -> Dataset:
+        for option, door in {"confounds_strategy": "fmriprep", "slice_timing": "bids"}.items():
+            if getattr(self, option) and self.door != door:
+                message = "'{option}' needs door '{door}'"
+                raise PydanticCustomError("other_door", message, {"option": option, "door": door})
+        if "compcor" in self.confounds_strategy and "high_pass" not in self.confounds_strategy:
+            message = "'compcor' in 'confounds_strategy' needs 'high_pass': fMRIPrep took it from high-passed data"
+            raise PydanticCustomError("half_a_strategy", message)
         if sum(source is not None for source in (self.simulation, self.packaged, self.nilearn)) > 1:
             raise PydanticCustomError("two_sources", "give one of 'simulation', 'packaged' and 'nilearn'")
         if self.simulation and not self.simulated:

@@ -64,9 +64,9 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
         return _cell_settings(study, stage, cell)
     whole: dict[str, Any] = {
         "template": study.template,
-        "parcels": study.shards,
+        "parcels": [study.shards.dtype, study.shards.frames_per_chunk],
         "flatmap": [study.flatmap, study.template],
-        "flatmaps": study.shards,
+        "flatmaps": [study.shards.dtype, study.shards.frames_per_chunk],
         "split": [study.seed, _people_settings(study), sorted({cell.draw for cell in all_cells(study)})],
         "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate, _swept_widths(study)],
         "baselines": [study.evaluate, study.seed, _label_settings(study), _simulated(study)],
@@ -92,8 +92,12 @@ def _dataset_settings(study: Study, stage: str, name: str) -> Any:
         "people": {key: dataset[key] for key in sorted(PEOPLE_FIELDS | LABEL_FIELDS)},
         "shards": [
             {key: value for key, value in dataset.items() if key not in NOT_OF_SHARDS},
-            [dataset["participants"], dataset["id_column"]] if dataset["door"] in TABLE_OF_TR else None,
-            _plain([study.shards, study.quality, study.template]),
+            [dataset["participants"], dataset["id_column"], dataset["missing"]]
+            if dataset["door"] in TABLE_OF_TR
+            else None,
+            _plain(study.shards),
+            study.quality.model_dump(mode="json", exclude={"pictures"}),
+            study.template.model_dump(mode="json", exclude={"parcel_voxels"}),
         ],
         "manifest": [dataset["people"], dataset["batch_people"]],
     }

@@ -28,6 +28,7 @@ from pipeline.bold.register.linear import affine_to_standard
 from pipeline.bold.register.motion import estimate_motion, rigid_matrix, rigid_parameters, volume_centre
 from pipeline.bold.register.movie import Movie, slice_shift
 from pipeline.bold.template import Template, load_brain
+from pipeline.errors import InputError
 
 NATIVE = (32, 36, 28)
 # Native space: 4 mm voxels stored right to left, a head that is smaller, turned and off the centre.
@@ -216,6 +217,33 @@ def test_a_planted_deformation_is_found(standard: dict[str, str]) -> None:
     near = before > 3
     assert left[near].mean() < 0.6 * before[near].mean()
     assert found.volume_XYZ.min() > 0.2
+
+
+def test_an_empty_frame_is_quarantined_and_told_as_such(
+    standard: dict[str, str], template_folder: Path, run_XYZT: np.ndarray, tmp_path: Path
+) -> None:
+    data = run_XYZT.copy()
+    data[..., 2] = 0
+    builders.write_raw(tmp_path / "raw", data, AFFINE)
+    study = builders.make_study(
+        standard, tmp_path / "raw", {"door": "bids", "people": 1}, shards={"min_frames": 5}, quality={"pictures": "all"}
+    )
+    write_people(study, "cohort", tmp_path / "people")
+    shard_batch(study, "cohort", 0, tmp_path / "people", template_folder, tmp_path / "batch-0000.json")
+    listing = artefact.read_json(tmp_path / "batch-0000.json")
+    (lost,) = listing["quarantined"]
+    assert lost["reason"].startswith("1 frames that are zero everywhere, more than quality.max_zero_frames = 0")
+    kept = tmp_path / "quarantine/sub-01/ses-1_run-1"
+    assert artefact.read_json(kept / "quality.json")["measures"]["zero_frames"] == 1
+    assert (kept / "quality.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "sub-01").exists()
+
+
+def test_a_t1w_that_does_not_say_where_it_lies_is_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(builders.volume(builders.SHAPE, builders.AFFINE), None)
+    nib.save(image, tmp_path / "T1w.nii.gz")
+    with pytest.raises(InputError, match=r"T1w\.nii\.gz: found no affine"):
+        t1w_brain(tmp_path / "T1w.nii.gz", None)
 
 
 def test_a_t1w_without_a_brain_is_quarantined(tmp_path: Path) -> None:

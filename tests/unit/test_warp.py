@@ -88,6 +88,11 @@ def test_a_run_in_another_space_needs_a_transform(tmp_path: Path) -> None:
     ):
         way_to_run(run, frames, "MNI152NLin6Asym", dataset)
     sitk.WriteTransform(sitk.TranslationTransform(3, [-1.0, 2.0, 3.0]), str(tmp_path / "xfm.txt"))
+    other = dataset.model_copy(
+        update={"to_template": str(tmp_path / "tpl-MNI152NLin2009cAsym_from-MNI152NLin6Asym_x.h5")}
+    )
+    with pytest.raises(InputError, match=r"expected tpl-MNI152NLin6Asym_from-MNI152NLin2009cAsym"):
+        way_to_run(run, frames, "MNI152NLin6Asym", other)
     with_way = dataset.model_copy(update={"to_template": str(tmp_path / "xfm.txt")})
     way = way_to_run(run, frames, "MNI152NLin6Asym", with_way)
     assert way is not None

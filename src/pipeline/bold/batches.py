@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from pipeline.bold.workers import each
 from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.stages import VERSIONS
+
+NO_RUN = "no run found"
+TELLING = 3  # people; a smaller batch among others may be lost whole without a fault of the study
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,16 @@ def shard_batch(
     size = study.datasets[dataset].batch_people
     subjects = membership(study, dataset, people)[batch * size : (batch + 1) * size]
     require_folder(study, dataset)
+    if not subjects:
+        found = f"batch {batch}"
+        raise InputError("--batch", found, f"0 to {study.datasets[dataset].batches - 1}", f"See people of '{dataset}'.")
     runs, lost = _found(study, dataset, subjects)
     template = load_template(template_folder)
     standard = Standard(template, standard_on_grid(study.template, template))
     make = partial(_attempt, study, standard, Path(output).parent)
     outcomes = [*each(make, runs, workers, __name__), *lost]
-    _require_one(outcomes)
+    if len(subjects) >= TELLING or study.datasets[dataset].batches == 1:
+        _require_one(study, dataset, subjects, outcomes)
     listing = {
         "runs": [outcome.entry for outcome in outcomes if outcome.fault is None],
         "quarantined": [{**outcome.entry, "reason": str(outcome.fault)} for outcome in outcomes if outcome.fault],
@@ -80,9 +88,7 @@ def _found(study: Study, dataset: str, subjects: Sequence[str]) -> tuple[list[Ru
         faults = [(each.file, each.run) for each in found if isinstance(each.run, InputError)]
         lost += [Outcome(_name(subject, file.session, file.run), fault) for file, fault in faults]
         if not found:
-            lost.append(Outcome(_name(subject), quality.Quarantined("no run found")))
-    if subjects and not runs and not any(isinstance(outcome.fault, InputError) for outcome in lost):
-        raise nothing_found(study, dataset, subjects[0])
+            lost.append(Outcome(_name(subject), quality.Quarantined(NO_RUN)))
     return runs, lost
 
 
@@ -94,11 +100,14 @@ def _attempt(study: Study, standard: Standard, store: Path, run: Run) -> Outcome
     try:
         return Outcome(ingest_run(study, standard, store, run))
     except (InputError, quality.Quarantined) as fault:
+        shutil.rmtree(store / run.folder, ignore_errors=True)  # a shard of a former attempt
         return Outcome(_name(run.subject, run.session, run.run), fault)
 
 
-def _require_one(outcomes: Sequence[Outcome]) -> None:
+def _require_one(study: Study, dataset: str, subjects: Sequence[str], outcomes: Sequence[Outcome]) -> None:
     """A batch that is lost whole by input to be mended is a fault of the study, not of its people."""
+    if all(str(outcome.fault) == NO_RUN for outcome in outcomes):
+        raise nothing_found(study, dataset, subjects[0])
     faults = [outcome.fault for outcome in outcomes if isinstance(outcome.fault, InputError)]
     if not faults or len(faults) < len(outcomes):
         return
@@ -143,7 +152,9 @@ def _alike(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Path -> reason, of each run whose content another one has too."""
     same: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in runs:
-        same[entry["content"]].append(entry)
+        # Registered through two T1ws one file becomes two contents: the file counts too. An archive holds many people.
+        for mark in {entry["content"], entry["source"]} - {""}:
+            same[mark].append(entry)
     return {
         entry["path"]: f"same data as {', '.join(_label(other) for other in twins if other is not entry)}"
         for twins in same.values()

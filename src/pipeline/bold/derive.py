@@ -122,7 +122,7 @@ def _write_batch(
     parents = artefact.read_json(inputs["batch"])
     strangers = sorted({entry["dataset"] for entry in parents["runs"]} - {dataset})
     if strangers:
-        raise InputError(inputs["batch"], f"runs of {', '.join(strangers)}", f"runs of {dataset}", "Check --batch.")
+        raise InputError(inputs["batch"], f"runs of {', '.join(strangers)}", f"runs of {dataset}", "Check --input.")
     outcomes = list(each(make, parents["runs"], workers, __name__))
     listing = {
         "runs": [entry for entry, reason in outcomes if reason is None],

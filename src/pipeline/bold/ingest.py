@@ -128,6 +128,7 @@ def _judged_and_written(
             write_quality(folder, page, pictures != "none")
         raise quality.Quarantined("; ".join(reasons))
     name = {"dataset": run.dataset, "subject": run.subject, "session": run.session, "run": run.run}
+    source = artefact.sha256_file(run.bold)
     with _in_time(study, run, raw) as (signal, treated):
         contract = {
             **name,
@@ -136,7 +137,7 @@ def _judged_and_written(
             "censoring": "none",
             "filtered": study.datasets[run.dataset].filtered or bool(seen.filtered),
             "resampling": resampling,
-            "source_sha256": artefact.sha256_file(run.bold),
+            "source_sha256": source,
         }
         entry = write_shard(
             store / run.folder,
@@ -148,6 +149,7 @@ def _judged_and_written(
             extras=lambda folder: write_quality(folder, page, pictures == "all"),
         )
     summary = {"mean_fd_mm": seen.mean_fd_mm, "overlap": seen.overlap, "content": raw.sha256}
+    summary["source"] = source if run.series is None else ""
     return {**name, **entry, **summary, "quality": seen.plain()}
 
 

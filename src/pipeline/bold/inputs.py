@@ -274,7 +274,7 @@ def open_frames(run: Run) -> Frames:
     _require_4d(run.bold, image.shape)
     data = image.dataobj
     _require_real(run.bold, data.dtype)
-    _require_affine(run.bold, image.header, image.shape[:3])
+    require_affine(run.bold, image.header, image.shape[:3])
     if run.slice_times_s is not None and len(run.slice_times_s) != image.shape[2]:
         found = f"{len(run.slice_times_s)} slice times for {image.shape[2]} slices"
         raise InputError(run.bold, found, "one time a slice", "Correct SliceTiming in the sidecar.")
@@ -316,7 +316,8 @@ def _require_room(frames: Frames) -> None:
         raise Quarantined(f"{frames.path.name} is damaged: {size} bytes do not hold the {shape} voxels of its header")
 
 
-def _require_affine(path: Path, header: Any, shape: tuple[int, ...]) -> None:
+def require_affine(path: Path, header: Any, shape: tuple[int, ...]) -> None:
+    """An InputError where a header says nothing, or two things, of where the voxels lie."""
     codes = {"sform": int(header["sform_code"]), "qform": int(header["qform_code"])}
     if not any(codes.values()):
         hint = "Convert it from DICOM again, or remove it: where the voxels lie cannot be guessed."

@@ -5,6 +5,7 @@ Axes: M points in mm (RAS), X, Y, Z of a field's grid.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +41,14 @@ def way_to_run(run: Run, frames: Frames, template_space: str, dataset: config.Da
 def _between(run: Run, template_space: str, dataset: config.Dataset) -> ToRun:
     key = f"datasets.{run.dataset}.to_template"
     if dataset.to_template is None:
-        hint = f"Give the ITK transform from {template_space} to {run.space} (TemplateFlow has them), or set 'space'."
+        hint = f"Give TemplateFlow's tpl-{template_space}_from-{run.space}_mode-image_xfm.h5, or set 'space'."
         raise InputError(key, f"a run in {run.space}", f"a way to the template's {template_space}", hint)
-    return itk_way(config.expand_path(key, dataset.to_template))
+    path = config.expand_path(key, dataset.to_template)
+    named = re.match(r"tpl-([^_]+)_from-([^_]+)_", path.name)
+    if named and named.groups() != (template_space, run.space):
+        expected = f"tpl-{template_space}_from-{run.space}_..., which maps the template's points to the run's"
+        raise InputError(key, f"'{path.name}'", expected, "The other direction would be some millimetres off.")
+    return itk_way(path)
 
 
 def itk_way(path: Path) -> ToRun:
@@ -94,10 +100,14 @@ def fnirt_way(path: Path, run_shape: tuple[int, ...], run_affine: np.ndarray) ->
         field_XYZ3 = image.get_fdata(dtype=np.float32)
     to_fsl = fsl_mm(image.shape[:3], image.affine)
     own_XYZ3 = nib.affines.apply_affine(to_fsl, np.moveaxis(np.indices(image.shape[:3]), 0, -1))
-    if np.std(field_XYZ3) > np.std(field_XYZ3 - own_XYZ3):
+    if _spread(field_XYZ3) > _spread(field_XYZ3 - own_XYZ3):
         field_XYZ3 = field_XYZ3 - own_XYZ3.astype(np.float32)
     from_fsl = np.asarray(run_affine) @ np.linalg.inv(fsl_mm(run_shape, run_affine))
     return partial(_through_field, field_XYZ3, image.affine, to_fsl, from_fsl)
+
+
+def _spread(field_XYZ3: np.ndarray) -> float:
+    return float(np.std(field_XYZ3, axis=(0, 1, 2)).sum())
 
 
 def _through_field(

@@ -16,7 +16,7 @@ from pipeline.bold.doors.door import Door, Place
 from pipeline.bold.doors.names import stem
 from pipeline.bold.doors.patterns import File, check_pattern, find_files
 from pipeline.bold.doors.series import read_series
-from pipeline.bold.inputs import Run, repetition_time
+from pipeline.bold.inputs import PLACEHOLDER_TR_S, Run, repetition_time
 from pipeline.bold.participants import repetition_times, require_folder
 from pipeline.bold.quality import Quarantined
 from pipeline.config import Study
@@ -137,9 +137,12 @@ def _run(place: Place, door: Door, file: File, table_s: Mapping[str, float]) -> 
 
 def _tr_s(place: Place, door: Door, file: File, stated: Mapping[str, object]) -> float:
     try:
-        stated = {**stated, "header": door.header_tr_s(file.path)}
+        header = door.header_tr_s(file.path)
     except Quarantined:
         return math.nan  # `open_frames` says what is wrong with the file
+    if door.table_states_tr and header == PLACEHOLDER_TR_S:
+        header = None  # what preprocessing leaves in these archives whatever the TR was
+    stated = {**stated, "header": header}
     hint = f'Write "RepetitionTime" in seconds into {stem(file.path)}.json, or set datasets.{place.dataset}.tr_s.'
     return repetition_time(file.path, stated, hint)
 

@@ -84,8 +84,8 @@ def _companions(place: Place, file: File, sidecar: Sidecar) -> dict[str, Any]:
 def _anatomies(folder: Path, file: File, ending: str, below: str = "") -> Iterator[Path]:
     """A person's anatomical images by name, those of the file's own session first, then those of no session."""
     person = folder / below / f"sub-{file.subject}"
-    sessions = sorted(person.glob("ses-*"), key=lambda path: (path.name != f"ses-{file.session}", path.name))
-    for anat in [*sessions[:1], person, *sessions[1:]]:
+    own, sessions = person / f"ses-{file.session}", sorted(person.glob("ses-*"))
+    for anat in [own, person, *(session for session in sessions if session != own)]:
         images = [path for path in sorted((anat / "anat").glob("*")) if is_image(path)]
         yield from (path for path in images if re.search(ending, path.name, re.IGNORECASE))
 

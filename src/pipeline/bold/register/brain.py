@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from pipeline.bold.inputs import open_image, reading
+from pipeline.bold.inputs import open_image, reading, require_affine
 from pipeline.bold.quality import Quarantined
 from pipeline.bold.register.itk import to_itk
 
@@ -53,6 +53,7 @@ def t1w_brain(t1w: Path, mask: Path | None) -> Any:
 
     Raises
     ------
+    InputError : no affine, or a sform and qform that disagree: the T1w is the judge of left and right.
     Quarantined : a damaged file, not 3D, or no brain of a possible size.
 
     Source: Fisch et al. (2024), deepbet, Computers in Biology and Medicine 179; its weights lie in its package.
@@ -60,6 +61,7 @@ def t1w_brain(t1w: Path, mask: Path | None) -> Any:
     image = open_image(t1w)
     if len(image.shape) != 3:
         raise Quarantined(f"{t1w.name} is {len(image.shape)}D, not one volume")
+    require_affine(t1w, image.header, image.shape)
     with reading(t1w):
         data_XYZ = image.get_fdata(dtype=np.float32, caching="unchanged")
     if not np.isfinite(data_XYZ).all():

@@ -17,6 +17,7 @@ REFERENCE_POINTS = 12_000
 MOST_ITERATIONS = 12
 SMALLEST_STEP = 1e-3  # mm, and mm on a 50 mm sphere
 MEAN_FRAMES = 40
+LEAST_GAIN = 0.1  # of a frame's intensity to the reference's
 
 
 def rigid_matrix(parameters_6: np.ndarray, centre_3: np.ndarray) -> np.ndarray:
@@ -90,11 +91,13 @@ def _match(
     matrix: np.ndarray,
 ) -> np.ndarray:
     """Matrix from reference mm to this frame's mm, started from `matrix`."""
-    to_voxel = np.linalg.inv(affine)
+    to_voxel, start = np.linalg.inv(affine), matrix
     for _ in range(MOST_ITERATIONS):
         voxel_3N = nib.affines.apply_affine(to_voxel @ matrix, points_N3).T
         moved_N = ndimage.map_coordinates(frame_XYZ, voxel_3N, order=1, mode="nearest")
         step_7 = solver_7N @ (moved_N - target_N)
+        if not 1 + step_7[6] > LEAST_GAIN:
+            return start  # an empty frame says nothing of motion
         matrix = matrix @ np.linalg.inv(rigid_matrix(step_7[:6] / (1 + step_7[6]), centre_3))
         if np.abs(step_7[:6] * [1, 1, 1, 50, 50, 50]).max() < SMALLEST_STEP:
             break

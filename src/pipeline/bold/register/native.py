@@ -28,6 +28,7 @@ from pipeline.bold.register.linear import affine_to_standard, rigid_to_t1w
 from pipeline.bold.register.motion import estimate_motion, realigned_mean, rigid_matrix, volume_centre
 from pipeline.bold.register.movie import Movie, slice_shift
 from pipeline.bold.template import Template, load_brain
+from pipeline.errors import InputError
 
 BLOCK = 16  # frames
 MATCHED_MM = 2.0  # voxels at which a T1w is matched: at 0.7 mm the same takes ten times as long
@@ -62,10 +63,11 @@ def registered(
     shift_Z = slice_shift(run.slice_times_s if dataset.slice_timing else None, run.tr_s)
     with frames.spooled() as stored_XYZT:
         movie = Movie(frames, stored_XYZT, drop, shift_Z)
-        motion_T6 = estimate_motion(movie)
-        mean = nib.Nifti1Image(realigned_mean(movie, motion_T6), movie.affine)
-        brain = brain_mask(mean)
-        way = _way(run, mean, brain, load_brain(settings), dataset.deformable)
+        with _quarantining():
+            motion_T6 = estimate_motion(movie)
+            mean = nib.Nifti1Image(realigned_mean(movie, motion_T6), movie.affine)
+            brain = brain_mask(mean)
+            way = _way(run, mean, brain, load_brain(settings), dataset.deformable)
         timing = "slices timed, " if shift_Z is not None else ""
         yield Gridded(
             frames=len(movie),
@@ -77,6 +79,18 @@ def registered(
             left_right=way.left_right,
             anatomy_XYZ=_anatomy(way, template),
         )
+
+
+@contextmanager
+def _quarantining() -> Iterator[None]:
+    """What ITK, dipy, deepbet and linear algebra raise on a strange image costs that run alone."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise Quarantined(f"registration failed: {reason}") from error
 
 
 def _way(run: Run, mean: Any, brain: Any, standard: Any, deformable: bool) -> Way:
