@@ -21,8 +21,8 @@ STORE = "results/studyforrest"
 
 
 def _documented() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", (REPOSITORY / "docs/data.md").read_text(), re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (REPOSITORY / "docs/data.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line.split("  #")[0].strip() for language, block in blocks if not language for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("export")]
 
 
