@@ -22,7 +22,7 @@ from pipeline.bold.placement import brain_of
 from pipeline.bold.quality import Quarantined, dice, side
 from pipeline.bold.reader import Shard
 from pipeline.bold.register import registered
-from pipeline.bold.register.brain import brain_mask, lowered, t1w_brain
+from pipeline.bold.register.brain import brain_mask, levelled, lowered, t1w_brain
 from pipeline.bold.register.deform import deform
 from pipeline.bold.register.linear import affine_to_standard
 from pipeline.bold.register.motion import estimate_motion, rigid_matrix, rigid_parameters, volume_centre
@@ -237,6 +237,16 @@ def test_an_empty_frame_is_quarantined_and_told_as_such(
     assert artefact.read_json(kept / "quality.json")["measures"]["zero_frames"] == 1
     assert (kept / "quality.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "sub-01").exists()
+
+
+def test_the_coils_unevenness_is_taken_off() -> None:
+    x_mm = nib.affines.apply_affine(AFFINE, np.moveaxis(np.indices(NATIVE), 0, -1))[..., 0]
+    even = 1000 * builders.volume(NATIVE, np.linalg.inv(HEAD) @ AFFINE)
+    uneven = nib.Nifti1Image((even * np.exp(x_mm / 60)).astype(np.float32), AFFINE)
+    inside = nib.Nifti1Image((even > 300).astype(np.uint8), AFFINE)
+    ratio = np.log(np.asarray(levelled(uneven, inside).dataobj)[even > 300] / even[even > 300])
+    before = np.log(np.asarray(uneven.dataobj)[even > 300] / even[even > 300])
+    assert ratio.std() < 0.3 * before.std()
 
 
 def test_a_t1w_that_does_not_say_where_it_lies_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 from conftest import Checkout
 
+from pipeline.stages import VERSIONS
+
 pytestmark = pytest.mark.xdist_group("workflow")
 Edit = Callable[[str, str, str], Checkout]
 
@@ -99,7 +101,8 @@ def test_speed_settings_rerun_nothing(edited: Edit) -> None:
 def test_raising_a_version_reruns_the_stage_and_what_follows(
     edited: Edit, stage: str, runs: set[str], rests: set[str]
 ) -> None:
-    planned = edited("src/pipeline/stages.py", f'"{stage}": 1', f'"{stage}": 2').planned()
+    version = VERSIONS[stage]
+    planned = edited("src/pipeline/stages.py", f'"{stage}": {version}', f'"{stage}": {version + 1}').planned()
     assert runs <= planned.keys()
     assert not rests & planned.keys()
 

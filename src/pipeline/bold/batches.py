@@ -153,7 +153,7 @@ def _alike(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     same: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in runs:
         # Registered through two T1ws one file becomes two contents: the file counts too. An archive holds many people.
-        for mark in {entry["content"], entry["source"]} - {""}:
+        for mark in {entry["content"], entry.get("source", "")} - {""}:
             same[mark].append(entry)
     return {
         entry["path"]: f"same data as {', '.join(_label(other) for other in twins if other is not entry)}"

@@ -22,7 +22,7 @@ from pipeline.bold.inputs import Frames, Run
 from pipeline.bold.motion import framewise_displacement
 from pipeline.bold.normalise import Gridded, ToRun, mask_on_grid, sampling_points, volume_on_grid
 from pipeline.bold.quality import Quarantined
-from pipeline.bold.register.brain import brain_mask, lowered, t1w_brain
+from pipeline.bold.register.brain import brain_mask, levelled, lowered, t1w_brain
 from pipeline.bold.register.deform import deform
 from pipeline.bold.register.linear import affine_to_standard, rigid_to_t1w
 from pipeline.bold.register.motion import estimate_motion, realigned_mean, rigid_matrix, volume_centre
@@ -94,7 +94,7 @@ def _quarantining() -> Iterator[None]:
 
 
 def _way(run: Run, mean: Any, brain: Any, standard: Any, deformable: bool) -> Way:
-    epi = _masked(mean, brain)
+    epi = levelled(mean, brain)
     if run.t1w is None:
         affine = affine_to_standard(epi, standard)
         return Way(lambda points_M3: nib.affines.apply_affine(affine, points_M3), "affine")
@@ -120,10 +120,6 @@ def _way(run: Run, mean: Any, brain: Any, standard: Any, deformable: bool) -> Wa
 
 def _stay(points_M3: np.ndarray) -> np.ndarray:
     return points_M3
-
-
-def _masked(mean: Any, brain: Any) -> Any:
-    return nib.Nifti1Image(np.asarray(mean.dataobj) * (np.asarray(brain.dataobj) > 0), mean.affine)
 
 
 def _mirrored(image: Any) -> Any:
