@@ -8,6 +8,13 @@ from pathlib import Path
 from pipeline.config import Role, Study
 from pipeline.grid import Cell
 
+QUARANTINE = "quarantine"  # folder beside a data set's shards, with measures and pictures of runs that were lost
+
+
+def run_folder(subject: str, session: str, run: str) -> str:
+    """Folder of a run's shard below its data set's, and of its measures below the quarantine."""
+    return f"sub-{subject}/ses-{session}_run-{run}"
+
 
 @dataclass(frozen=True)
 class Layout:

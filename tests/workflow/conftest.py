@@ -48,7 +48,8 @@ class Checkout:
         path.write_text(text.replace(old, new))
 
 
-def _copy(root: Path) -> Checkout:
+def check_out(root: Path) -> Checkout:
+    """A copy below `root`."""
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in ("src", "workflow", "config"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=ignore)
@@ -63,13 +64,13 @@ def _copy(root: Path) -> Checkout:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Checkout:
     """A checkout in which nothing has run."""
-    return _copy(tmp_path)
+    return check_out(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which the tiny study has run through; read it, or take `edited` to change it."""
-    checkout = _copy(tmp_path_factory.mktemp("study"))
+    checkout = check_out(tmp_path_factory.mktemp("study"))
     checkout.snakemake("all")
     return checkout
 

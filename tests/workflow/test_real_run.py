@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Checkout
+from conftest import REPOSITORY, Checkout, check_out
 
 pytestmark = [
     pytest.mark.xdist_group("workflow"),
@@ -29,9 +29,7 @@ def _documented() -> list[str]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, dict[str, str]]:
     """A checkout in which every command has run, and what each printed."""
-    from conftest import _copy
-
-    checkout, said = _copy(tmp_path_factory.mktemp("real")), {}
+    checkout, said = check_out(tmp_path_factory.mktemp("real")), {}
     for command in _documented():
         outcome = checkout.run(*shlex.split(command))
         assert outcome.returncode == 0, f"{command}\n{outcome.stdout[-2000:]}{outcome.stderr[-4000:]}"

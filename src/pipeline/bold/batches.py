@@ -84,8 +84,8 @@ def _found(study: Study, dataset: str, subjects: Sequence[str]) -> tuple[list[Ru
         except InputError as fault:
             lost.append(Outcome(_name(subject), fault))
             continue
-        runs += [each.run for each in found if isinstance(each.run, Run)]
-        faults = [(each.file, each.run) for each in found if isinstance(each.run, InputError)]
+        runs += [run for _, run in found if isinstance(run, Run)]
+        faults = [(file, run) for file, run in found if isinstance(run, InputError)]
         lost += [Outcome(_name(subject, file.session, file.run), fault) for file, fault in faults]
         if not found:
             lost.append(Outcome(_name(subject), quality.Quarantined(NO_RUN)))

@@ -19,14 +19,13 @@ from pipeline.bold.flatmap import MIN_COVERAGE, Flatmap, load_flatmap
 from pipeline.bold.parcels import Parcellation, label_table, load_parcellation, parcel_geometry
 from pipeline.bold.reader import Shard
 from pipeline.bold.shards import voxel_geometry, write_shard
-from pipeline.bold.spool import spool
+from pipeline.bold.spool import BLOCK, spool
 from pipeline.bold.template import Template, load_template
 from pipeline.bold.workers import each
 from pipeline.config import Study
 from pipeline.errors import InputError, nearest
 from pipeline.stages import VERSIONS
 
-BLOCK = 16  # frames
 REMAKE = "Run the shards stage again, then this one."
 
 Entry: TypeAlias = dict[str, Any]

@@ -27,8 +27,7 @@ from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.spool import Spool, spool
 from pipeline.bold.template import Template
 from pipeline.config import Study
-
-QUARANTINE = "quarantine"  # folder, beside the people's, of what is known of runs that were lost
+from pipeline.layout import QUARANTINE
 
 
 class Standard(NamedTuple):

@@ -25,6 +25,7 @@ from isal import igzip
 
 from pipeline.bold.quality import Quarantined
 from pipeline.errors import InputError
+from pipeline.layout import run_folder
 
 MotionForm: TypeAlias = Literal["fmriprep", "fsl", "hcp"]
 
@@ -77,7 +78,7 @@ class Run:
     @property
     def folder(self) -> str:
         """Folder of its shard, below the data set's."""
-        return f"sub-{self.subject}/ses-{self.session}_run-{self.run}"
+        return run_folder(self.subject, self.session, self.run)
 
 
 @contextmanager

@@ -15,10 +15,9 @@ from pipeline.artefact import read_json
 from pipeline.bold.quality import Measures, Watch, measure
 from pipeline.bold.quality_page import ROWS, Page, draw_page, spoken
 from pipeline.bold.reader import Shard
+from pipeline.bold.spool import BLOCK
 from pipeline.bold.template import Template, load_template
 from pipeline.errors import InputError
-
-BLOCK = 16  # frames
 
 
 def inspect(folder: str | Path, template_folder: str | Path | None = None, output: str | Path | None = None) -> str:

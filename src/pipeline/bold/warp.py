@@ -52,7 +52,7 @@ def _between(run: Run, template_space: str, dataset: config.Dataset) -> ToRun:
 
 
 def itk_way(path: Path) -> ToRun:
-    """An ITK transform file (.h5, .mat, .txt, .nii.gz field) as a map of points; ITK's world is LPS.
+    """An ITK transform file (.h5, .mat, .txt) as a map of points; ITK's world is LPS.
 
     TemplateFlow's `tpl-A_from-B_mode-image_xfm.h5` resamples images of B onto A, so it maps points of A to points of B.
 

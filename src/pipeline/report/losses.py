@@ -13,9 +13,9 @@ import pandas as pd
 from pipeline.artefact import read_json
 from pipeline.bold.quality import LIMITS
 from pipeline.config import Study
+from pipeline.layout import QUARANTINE, run_folder
 from pipeline.losses import ALL, NAMES
 
-QUARANTINE = "quarantine"  # folder beside a data set's shards, with measures and pictures of runs that were lost
 BARS = 28  # of a histogram
 MEASURES = {
     "mean_fd_mm": "mean FD, mm",
@@ -96,7 +96,7 @@ def quality_tables(study: Study, results_folder: Path) -> list[dict[str, Any]]:
 
 def _measures_of(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
     """What was measured of a quarantined run; None where it was lost before it could be."""
-    path = folder / f"sub-{entry['subject']}" / f"ses-{entry['session']}_run-{entry['run']}" / "quality.json"
+    path = folder / run_folder(entry["subject"], entry["session"], entry["run"]) / "quality.json"
     return dict(read_json(path)["measures"]) if path.is_file() else None
 
 

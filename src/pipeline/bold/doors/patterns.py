@@ -68,7 +68,7 @@ def _candidates(folder: Path, pattern: str, subject: str) -> Iterator[tuple[Path
 
 
 def _pieces(pattern: str) -> Iterator[tuple[str, str]]:
-    """The pattern in its order as (literal text, what follows it: '*', a placeholder, or nothing at the end)."""
+    """The pattern in its order as (literal text, what follows it: '*', a name in braces, or nothing at the end)."""
     place = 0
     for match in re.finditer(r"\*|" + _PLACE.pattern, pattern):
         yield pattern[place : match.start()], match[0]
@@ -77,7 +77,7 @@ def _pieces(pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _filled(mark: str, subject: str) -> str | None:
-    """The subject's label for its placeholder; None for any other mark."""
+    """The subject's label where the mark is {subject}; None for any other mark."""
     match = _PLACE.fullmatch(mark)
     return subject.zfill(int(match[2] or 0)) if match and match[1] == "subject" else None
 

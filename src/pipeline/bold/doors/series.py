@@ -36,8 +36,7 @@ FOREIGN_DAMAGE = (
     ExpatError,
     LookupError,
     MemoryError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # zip: an unknown compression (NotImplementedError), an encrypted member
     TypeError,
 )
 

@@ -27,10 +27,10 @@ from pipeline.bold.register.deform import deform
 from pipeline.bold.register.linear import affine_to_standard, rigid_to_t1w
 from pipeline.bold.register.motion import estimate_motion, realigned_mean, rigid_matrix, volume_centre
 from pipeline.bold.register.movie import Movie, slice_shift
+from pipeline.bold.spool import BLOCK
 from pipeline.bold.template import Template, load_brain
 from pipeline.errors import InputError
 
-BLOCK = 16  # frames
 MATCHED_MM = 2.0  # voxels at which a T1w is matched: at 0.7 mm the same takes ten times as long
 
 
