@@ -12,21 +12,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
 from pipeline.bold.quality import Quarantined
+from pipeline.bold.spool import BLOCK, Spool
 from pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from pipeline.bold.spool import Spool
 
 SAME_TR = 1e-6  # relative; closer TRs are one TR
 FILTER_ORDER, FILTER_DB = 8, 20.0  # Chebyshev II; run forwards and backwards the stop band is 40 dB down
 PADDED = 10  # frames of the new TR by which a run is continued at each end while it is filtered
 BLOCK_VALUES = 1_000_000  # of a slab of columns in float64: 8 MB, of which about a dozen live at once
-BLOCK_FRAMES = 16
 
 
 def resampled_frames(frames: int, tr_s: float, to_tr_s: float) -> int:
@@ -94,8 +91,8 @@ def resampled(spooled: Spool, tr_s: float, to_tr_s: float, folder: Path | None =
             block_Tv = spooled.columns_block(start, min(start + width, columns))
             _write_columns(scratch, resample_in_time(block_Tv, tr_s, to_tr_s), start, columns)
         scratch.seek(0)
-        for first in range(0, frames, BLOCK_FRAMES):
-            count = min(BLOCK_FRAMES, frames - first)
+        for first in range(0, frames, BLOCK):
+            count = min(BLOCK, frames - first)
             yield np.frombuffer(scratch.read(4 * count * columns), np.float32).reshape(count, columns)
 
 
@@ -118,10 +115,10 @@ def regress_out(spooled: Spool, regressors_TK: np.ndarray) -> Iterator[np.ndarra
     basis_TR = _orthonormal(regressors_TK, spooled.frames)
     mean_V = spooled.mean_V.astype(np.float32)
     weights_RV = np.zeros((basis_TR.shape[1], spooled.columns))
-    for first, block_tV in _with_place(spooled.blocks(BLOCK_FRAMES)):
+    for first, block_tV in _with_place(spooled.blocks(BLOCK)):
         weights_RV += basis_TR[first : first + len(block_tV)].T @ (block_tV - mean_V)
     along_RV = weights_RV.astype(np.float32)
-    for first, block_tV in _with_place(spooled.blocks(BLOCK_FRAMES)):
+    for first, block_tV in _with_place(spooled.blocks(BLOCK)):
         yield block_tV - basis_TR[first : first + len(block_tV)] @ along_RV
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.artefact import atomic_folder
 from pipeline.bold import noise
+from pipeline.bold.motion import framewise_displacement
 from pipeline.bold.simulate import anatomy, derivatives
 from pipeline.config import Simulation
 
@@ -174,7 +175,7 @@ def _write_run(
     change_TV += _thermal_noise(atlas.head_XYZ, simulation.frames, rng) / np.sqrt(snr)
     bold_TV = INTENSITY * intensity_scale * (brain.intensity_V + FLUCTUATION * change_TV)
 
-    fd_mm = _framewise_displacement(motion_TM)
+    fd_mm = _displacement_as_fmriprep(motion_TM)
     confounds = dict(zip(MOTION, motion_TM.T, strict=True)) | {"framewise_displacement": fd_mm}
     derivatives.write_run(tree, person.subject, session, atlas, bold_TV, brain.mask_V, confounds, simulation.tr_s)
     shares = _shares(_variances(brain, step_TD, snr)[:, atlas.in_mask_V], simulation, person.hurst)
@@ -236,10 +237,11 @@ def _motion(frames: int, fd_mm: float, rng: np.random.Generator) -> np.ndarray:
     return position_TM / MOTION_MM
 
 
-def _framewise_displacement(motion_TM: np.ndarray) -> np.ndarray:
-    """Framewise displacement in mm, NaN at the first frame. Source: Power et al. (2012)."""
-    step_TM = np.abs(np.diff(motion_TM, axis=0)) * MOTION_MM
-    return np.concatenate([[np.nan], step_TM.sum(axis=1)])
+def _displacement_as_fmriprep(motion_TM: np.ndarray) -> np.ndarray:
+    """Framewise displacement in mm, (T,), NaN at the first frame as fMRIPrep has it."""
+    fd_mm_T = framewise_displacement(motion_TM)
+    fd_mm_T[0] = np.nan
+    return fd_mm_T
 
 
 def _stream(simulation: Simulation, *key: int) -> np.random.Generator:
