@@ -84,6 +84,36 @@ def _print_or_write(text: str, output: Path | None) -> None:
         write_text(output, text)
 
 
+def _models(arguments: Arguments) -> None:
+    from pipeline.models import describe, names
+    from pipeline.models.listing import as_table, count_all
+
+    chosen = [arguments.model] if arguments.model else names()
+    for name in chosen:
+        describe(name)  # a wrong name ends here, before anything is printed
+    rows = list(count_all(chosen))
+    if arguments.json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        return
+    print(*as_table(rows), sep="\n")
+    if arguments.model:
+        _print_description(arguments.model)
+
+
+def _print_description(name: str) -> None:
+    from pipeline.models import describe
+
+    description = describe(name)
+    print(f"\n{description.mixing}.")
+    for title, notes in (
+        ("published", description.published),
+        ("variant upstream reproduces", description.defects),
+        ("without a gradient by design", description.without_gradient),
+    ):
+        for what, text in notes.items():
+            print(f"{title}: {what}: {text}")
+
+
 def _cells(arguments: Arguments) -> None:
     study, _ = _study(arguments)
     for cell in grid.all_cells(study):
@@ -230,13 +260,22 @@ def _pretrain(arguments: Arguments) -> None:
         study,
         cell,
         template_folder=layout.template,
-        manifests=layout.manifests("pretrain"),
+        manifests=layout.store(cell.architecture, "pretrain"),
         draws=layout.draws,
         evaluation_set=layout.evaluation_set,
         learning_rate_file=layout.learning_rate(cell.architecture),
         output_folder=arguments.output.parent,
         state_root=layout.cell("pretrain", cell) / "state",
+        flatmap_folder=layout.flatmap.parent,
     )
+
+
+def _import_checkpoint(arguments: Arguments) -> None:
+    from pipeline.pretrain.released import import_checkpoint
+
+    record = import_checkpoint(arguments.system, arguments.input, arguments.output, arguments.sha256)
+    licence = record["released"]["licence"]
+    print(f"{arguments.output}: {record['model']}, from {arguments.system}. Licence of the weights: {licence}")
 
 
 def _learning_rate(arguments: Arguments) -> None:
@@ -260,11 +299,12 @@ def _evaluate(arguments: Arguments) -> None:
         cell,
         pretrain_folder=layout.cell("pretrain", cell),
         template_folder=layout.template,
-        manifests=layout.manifests("evaluate"),
+        manifests=layout.store(cell.architecture, "evaluate"),
         participants=layout.participants("evaluate"),
         evaluation_set=layout.evaluation_set,
         probe_out=arguments.output,
         benchmark_out=layout.cell("benchmark", cell) / "benchmark.parquet",
+        flatmap_folder=layout.flatmap.parent,
     )
     analyse_cell(
         study,
@@ -375,6 +415,12 @@ def _parser() -> argparse.ArgumentParser:
     _path(config, "--output", None, "write there instead of to standard output")
     config.set_defaults(verb=_config)
 
+    summary = "list the architectures: input, sizes, parameters, operations and memory a clip, objective, source"
+    models = verbs.add_parser("models", help=summary, description=summary.capitalize() + ".")
+    models.add_argument("model", nargs="?", metavar="NAME", help="one architecture, with its notes (default: all)")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(verb=_models)
+
     add = partial(_add_verb, verbs)
     add("cells", _cells, "list the cells of the grid, one path a line", output=False)
     add("simulate", _simulate, "write a simulated cohort with known truth as an fMRIPrep tree", "dataset", "workers")
@@ -398,6 +444,20 @@ def _parser() -> argparse.ArgumentParser:
     add("verify", _verify, verify, "input", "workers", output=False)
     add("split", _split, "fix the evaluation people and draw the others in nested order")
     add("pretrain", _pretrain, "pretrain one cell; the same command resumes it", "cell", "threads")
+    released = verbs.add_parser(
+        "import-checkpoint",
+        help="take over an encoder that its authors released",
+        description="Take over an encoder that its authors released: check its hash, read it without running anything"
+        " in it, and write our safetensors with a model card.",
+    )
+    systems = "swift-contrastive, swift-hcp-sex, neurostorm, brainlm or cortexmae"
+    released.add_argument("--system", required=True, metavar="NAME", help=f"whose encoder: {systems}")
+    _OPTIONS["input"](released)
+    released.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for the encoder")
+    released.add_argument(
+        "--sha256", default=None, metavar="HASH", help="hash of the file that is meant (default: the pinned one)"
+    )
+    released.set_defaults(verb=_import_checkpoint)
     add("learning-rate", _learning_rate, "choose an architecture's learning rate from its sweep", "architecture")
     add("evaluate", _evaluate, "probe, benchmark and spectra of one cell's frozen encoder", "cell", "threads")
     add("baselines", _baselines, "the simple systems through the encoders' protocol", "threads")

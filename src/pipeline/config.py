@@ -45,6 +45,9 @@ EvaluatedBlock: TypeAlias = Literal["scaling", "data", "iso_tokens", "off_diagon
 Role: TypeAlias = Literal["pretrain", "evaluate", "spectra"]
 Door: TypeAlias = Literal["bids", "fmriprep", "hcp", "ukb", "pcp", "development_fmri", "parcels"]
 Pictures: TypeAlias = Literal["all", "quarantined", "none"]
+InputKind: TypeAlias = Literal["voxels", "parcels", "flat map"]
+ObjectiveName: TypeAlias = Literal["masked reconstruction", "contrastive", "JEPA", "phases"]
+MaskKind: TypeAlias = Literal["random", "tube", "window"]
 ConfoundPart: TypeAlias = Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass", "ica_aroma"]
 
 
@@ -213,28 +216,36 @@ class Flatmap(Strict):
     width: Count = Field(560, description="Columns")
 
 
-class Size(Strict):
-    """One rung of a ladder."""
-
-    width: Count = Field(description="Channels after patch embedding")
-    depths: tuple[Count, ...] = Field(description="Blocks a stage")
-    heads: tuple[Count, ...] = Field(description="Attention heads a stage")
-
-    @model_validator(mode="after")
-    def _agree(self) -> Size:
-        if len(self.depths) != len(self.heads):
-            raise PydanticCustomError("stages", "'depths' and 'heads' must name the same number of stages")
-        return self
-
-
 class Architecture(Strict):
     """One row of the comparison."""
 
-    model: str = Field(description="Name in the registry of models, e.g. swift_v1")
+    model: str = Field(description="Name in the registry of models, e.g. swift_v1; `pipeline models` lists them")
     label: str = Field(description="Name in figures")
-    sizes: dict[Slug, Size] = Field(description="The size ladder, smallest first")
-    options: dict[str, Any] = Field({}, description="Further arguments of the model, e.g. window")
+    sizes: dict[Slug, dict[str, Any]] = Field(
+        description="The size ladder, smallest first: arguments of the model; `size: NAME` starts from one of its own"
+    )
+    options: dict[str, Any] = Field({}, description="Further arguments of the model at every size, e.g. window")
+    input: InputKind = Field("voxels", description="What it sees: voxels, parcels or flat maps")
+    atlas: Slug | None = Field(None, description="parcels: name under `atlases`")
+    objective: ObjectiveName | None = Field(None, description="What it is trained by; empty: its own")
+    objective_options: dict[str, Any] = Field({}, description="Arguments of the objective, e.g. temperature")
+    mask: MaskKind | None = Field(None, description="How its tokens are hidden; empty: as pretrain.mask")
     mask_ratio: Fraction = Field(0.5, description="Share of tokens hidden in pretraining")
+    context_frames: Count | None = Field(None, description="Frames a clip; empty: as pretrain.context_frames")
+    parametrisation: Literal["standard", "mup"] = Field(
+        "standard", description="How a learning rate moves from size to size; standard: by the ratio of widths"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Architecture:
+        if (self.input == "parcels") != (self.atlas is not None):
+            raise PydanticCustomError("atlas", "'atlas' must be given where 'input' is parcels, and only there")
+        return self
+
+    @property
+    def store(self) -> str:
+        """Folder of the shards that it reads, below the study's results."""
+        return {"voxels": "shards", "parcels": f"parcels/{self.atlas}", "flat map": "flatmaps"}[self.input]
 
 
 class Cells(Strict):
@@ -295,7 +306,7 @@ class Grid(Strict):
 
 
 class Pretrain(Strict):
-    """Masked reconstruction, the same for every cell."""
+    """How cells are trained: the same for every cell, except where an architecture says otherwise."""
 
     context_frames: Count = Field(20, description="Frames a clip")
     batch_clips: Count = Field(8, description="Clips a step")
@@ -305,7 +316,9 @@ class Pretrain(Strict):
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
     clip_norm: Positive = Field(1.0, description="Gradient norm above which it is scaled down")
     loss: Literal["mse", "l1"] = Field("mse", description="Loss on masked in-brain voxels")
-    mask: Literal["random", "tube"] = Field("random", description="random: any token; tube: a place at all times")
+    mask: MaskKind = Field(
+        "random", description="random: any token; tube: a place at all times; window: neighbouring places together"
+    )
     validation_people: Count = Field(16, description="Held-out people of the validation loss")
     diverged_above: Positive = Field(10.0, description="Loss over its own minimum by this factor is a divergence")
     collapsed_rank: Positive = Field(1.5, description="Effective rank of features below which they have collapsed")
@@ -392,13 +405,14 @@ class Study(Strict):
     def _agree(self) -> Study:
         for where, cells, _ in self.grid.parts():
             self._check_cells(where, cells)
+        self._check_atlases()
         self._check_sweep("grid.learning_rate", self.grid.learning_rate)
         self._check_one_training_a_cell()
         return self
 
     def _check_sweep(self, where: str, sweep: Sweep) -> None:
         self._check_datasets(where, sweep.datasets)
-        for name, architecture in self.architectures.items():
+        for name, architecture in self.architectures.items() if sweep.size else ():
             _check_known(where, f"size of {name}", sweep.size, architecture.sizes)
 
     def _check_datasets(self, where: str, names: Iterable[str]) -> None:
@@ -418,6 +432,19 @@ class Study(Strict):
                     message = "the same 'datasets' wherever a cell is named: for {path} {one}, {two}; or another 'arm'"
                     raise PydanticCustomError("two_trainings", message, found)
 
+    def _check_atlases(self) -> None:
+        for name, architecture in self.architectures.items():
+            if architecture.atlas is not None:
+                _check_known(f"architectures.{name}.atlas", "atlas of the study", architecture.atlas, self.atlases)
+
+    def swept_size(self, architecture: str) -> str:
+        """The size at which an architecture's learning rate is chosen: the sweep's, else the first of its ladder."""
+        return self.grid.learning_rate.size or next(iter(self.architectures[architecture].sizes))
+
+    def context_frames(self, architecture: str) -> int:
+        """Frames of a clip of an architecture."""
+        return self.architectures[architecture].context_frames or self.pretrain.context_frames
+
     def _check_cells(self, where: str, cells: Cells) -> None:
         self._check_datasets(where, cells.datasets)
         for name in cells.architectures:
@@ -425,10 +452,11 @@ class Study(Strict):
         for name in cells.architectures or self.architectures:
             for size in cells.sizes:
                 _check_known(where, f"size of {name}", size, self.architectures[name].sizes)
+        longest = max((self.context_frames(name) for name in cells.architectures or self.architectures), default=0)
         for _, frames in cells.subjects_frames:
-            if frames < self.pretrain.context_frames:
-                context = {"where": where, "frames": frames, "context": self.pretrain.context_frames}
-                message = "{where}: T = {frames} is shorter than pretrain.context_frames = {context}"
+            if frames < longest:
+                context = {"where": where, "frames": frames, "context": longest}
+                message = "{where}: T = {frames} is shorter than the clips, context_frames = {context}"
                 raise PydanticCustomError("short", message, context)
 
     @property

@@ -101,7 +101,9 @@ def encodes_shuffled(study: Study, cell: Cell) -> bool:
 
 
 def reconstructs(study: Study, cell: Cell) -> bool:
-    """Whether a cell lies in one of the blocks whose encoders reconstruct runs for their spectra."""
+    """Whether a cell sees voxels and lies in one of the blocks whose encoders reconstruct runs for their spectra."""
+    if study.architectures[cell.architecture].input != "voxels":
+        return False
     parts = study.grid.parts(study.spectral.blocks)
     return any(_names(study, cells, variant, cell) for _, cells, variant in parts)
 

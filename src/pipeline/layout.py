@@ -63,6 +63,11 @@ class Layout:
         """Folder of a data set's shards and of their manifest."""
         return self.root / "shards" / dataset
 
+    def store(self, architecture: str, *roles: Role) -> dict[str, Path]:
+        """Manifests by data set of the store that an architecture reads: voxels, parcels or flat maps."""
+        folder = self.root / self.study.architectures[architecture].store
+        return {name: folder / name / "manifest.json" for name in self.manifests(*roles)}
+
     @property
     def flatmap(self) -> Path:
         """Way from the template's voxels to the raster of flat maps."""

@@ -20,10 +20,10 @@ VERSIONS: dict[str, int] = {
     "template": 1,
     "people": 1,
     "shards": 2,
-    "parcels": 1,
+    "parcels": 2,
     "flatmaps": 1,
     "split": 1,
-    "pretrain": 1,
+    "pretrain": 2,
     "learning_rate": 1,
     "probe": 1,
     "benchmark": 1,
@@ -106,7 +106,7 @@ def _dataset_settings(study: Study, stage: str, name: str) -> Any:
 
 def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     architecture = study.architectures[cell.architecture]
-    model = [architecture.model, architecture.options, architecture.sizes[cell.size], architecture.mask_ratio]
+    model = [architecture.sizes[cell.size], architecture.model_dump(mode="json", exclude={"label", "sizes"})]
     training = {key: value for key, value in _plain(study.pretrain).items() if key not in NEUTRAL_PRETRAIN}
     if sweep_rate(cell) is not None:
         training.pop("learning_rate")
@@ -120,8 +120,7 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
 
 
 def _swept_widths(study: Study) -> Any:
-    swept = study.grid.learning_rate.size
-    return {name: entry.sizes[swept] for name, entry in study.architectures.items()}
+    return {name: [entry.sizes[study.swept_size(name)], entry.options] for name, entry in study.architectures.items()}
 
 
 def _simulated(study: Study) -> Any:

@@ -13,7 +13,8 @@ from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import Template, save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell, all_cells
-from pipeline.pretrain.checkpoint import build_model, save_model
+from pipeline.pretrain.checkpoint import save_model
+from pipeline.pretrain.objectives import build_learner
 
 DEMO = Path(__file__).resolve().parents[2] / "config/demo.yaml"
 EDGE, FRAMES, TR_S = 6, 40, 1.5
@@ -92,7 +93,7 @@ def small_cell(study: Study) -> Cell:
 def write_cell(cell: Cell, folder: Path, contract: dict[str, Any], broken: bool = False) -> None:
     """A finished cell with fresh weights; `broken`: weights that are not numbers, as after a divergence."""
     spec = {"width": 6, "depths": [1], "heads": [1], "grid": [2, 2, 2], "patch": [3, 3, 3, 1], "context_frames": 20}
-    model = build_model("swift_v1", spec)
+    model = build_learner("swift_v1", spec)
     if broken:
         for weight in model.parameters():
             weight.data.fill_(np.nan)

@@ -14,7 +14,8 @@ from torch import nn
 from pipeline.errors import InputError, Unfinished
 from pipeline.models import create
 from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.pretrain.checkpoint import Store, build_model, load_cell, save_model
+from pipeline.pretrain.checkpoint import Store, load_cell, save_model
+from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.optimiser import AdamW
 from pipeline.pretrain.trainer import Recipe, train
 
@@ -176,7 +177,7 @@ def test_saved_cell_loads_back_and_a_damaged_one_says_so(tmp_path):
 def test_the_same_model_is_the_same_bytes(tmp_path):
     metadata = {"model": "swift_v2", "spec": {**SPEC, "width": 12}, "contract": {"b": 1, "a": [1, 2]}}
     torch.manual_seed(3)
-    model = build_model(metadata["model"], metadata["spec"])
+    model = build_learner(metadata["model"], metadata["spec"])
     save_model(tmp_path / "one", model, metadata)
     save_model(tmp_path / "two", model, dict(reversed(metadata.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()

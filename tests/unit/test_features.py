@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate import baselines
 from pipeline.evaluate.cohort import Cohort
 from pipeline.evaluate.features import encode_runs, pool
+from pipeline.pretrain.rasters import voxel_raster
 
 FRAMES, CONTEXT = 50, 20
 
@@ -48,7 +49,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory, template: Template) -> Shard
 
 
 def test_a_run_is_cut_into_clips_and_each_is_the_mean_over_its_tokens(shard: Shard, template: Template) -> None:
-    (clips_KD,) = encode_runs(PowerAndLag(), [shard], template, CONTEXT)
+    (clips_KD,) = encode_runs(PowerAndLag(), [shard], voxel_raster(template), CONTEXT)
     bold_TV, box = shard.read(), template.mask_XYZ.size
     expected = [(bold_TV[start : start + CONTEXT] ** 2).sum() / box / CONTEXT for start in (0, 20)]
     assert clips_KD.shape == (2, 2)  # the ten frames left over are dropped
@@ -57,29 +58,29 @@ def test_a_run_is_cut_into_clips_and_each_is_the_mean_over_its_tokens(shard: Sha
 
 def test_the_batch_bounds_what_is_encoded_at_once_and_changes_nothing(shard: Shard, template: Template) -> None:
     one, all_at_once = PowerAndLag(), PowerAndLag()
-    small = encode_runs(one, [shard], template, 5, batch=4)
-    large = encode_runs(all_at_once, [shard], template, 5, batch=64)
+    small = encode_runs(one, [shard], voxel_raster(template), 5, batch=4)
+    large = encode_runs(all_at_once, [shard], voxel_raster(template), 5, batch=64)
     assert max(one.batches) == 4
     assert np.allclose(small, large, atol=1e-6)
 
 
 def test_fewer_frames_give_the_first_clips(shard: Shard, template: Template) -> None:
-    (whole,) = encode_runs(PowerAndLag(), [shard], template, 10)
-    (first,) = encode_runs(PowerAndLag(), [shard], template, 10, frames=25)
+    (whole,) = encode_runs(PowerAndLag(), [shard], voxel_raster(template), 10)
+    (first,) = encode_runs(PowerAndLag(), [shard], voxel_raster(template), 10, frames=25)
     assert len(first) == 2
     assert first.mean() != pytest.approx(whole[:2].mean()), "the short scan is z-scored over its own frames"
 
 
 def test_shuffled_input_keeps_every_frame_and_loses_their_order(shard: Shard, template: Template) -> None:
-    (straight,) = encode_runs(PowerAndLag(), [shard], template, FRAMES)
-    (shuffled,) = encode_runs(PowerAndLag(), [shard], template, FRAMES, shuffle=np.random.default_rng(0))
+    (straight,) = encode_runs(PowerAndLag(), [shard], voxel_raster(template), FRAMES)
+    (shuffled,) = encode_runs(PowerAndLag(), [shard], voxel_raster(template), FRAMES, shuffle=np.random.default_rng(0))
     assert shuffled[0, 0] == pytest.approx(straight[0, 0], rel=1e-5)
     assert abs(shuffled[0, 1]) < 0.5 * straight[0, 1]
 
 
 def test_a_run_shorter_than_a_clip_is_refused(shard: Shard, template: Template) -> None:
     with pytest.raises(InputError, match="found 50 frames; expected at least one clip of 60"):
-        encode_runs(PowerAndLag(), [shard], template, 60)
+        encode_runs(PowerAndLag(), [shard], voxel_raster(template), 60)
 
 
 def test_the_short_scan_is_its_first_clips() -> None:

@@ -1,19 +1,33 @@
-"""What every encoder of the registry owes to those who use it, and masked reconstruction around it."""
+"""What every encoder of the registry owes to those who use it, and masked reconstruction around the voxel ones."""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_models import CONNECTOMES, TINY, clips, own_objective, tiny
 
+from pipeline.cli import main
+from pipeline.config import Architecture
 from pipeline.errors import InputError
 from pipeline.models import create, describe, names
 from pipeline.models.encoder import VoxelEncoder
 from pipeline.models.layers import patchify, unpatchify
+from pipeline.models.listing import count
 from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.swift_v1 import WITHOUT_GRADIENT
 from pipeline.models.voxels import gather_voxels, scatter_voxels
 from pipeline.models.windows import join, partition
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs/models.md").read_text()
+DOCUMENTED = [line.split("  #")[0] for line in PAGE.split("```")[1].strip().splitlines()][
+    1:
+]  # the first, all, is below
 SMALL = {"width": 12, "depths": (2, 2), "heads": (2, 4), "grid": (4, 4, 4), "patch": (2, 2, 2, 1), "context_frames": 10}
 OPTIONS = {"swift_v1": {"window": (2, 2, 2, 4)}, "swift_v2": {"window": (2, 2, 2), "temporal_window": 4}}
 
@@ -23,25 +37,164 @@ def small(name: str, **over: object) -> MaskedReconstruction:
     return MaskedReconstruction(create(name, **{**SMALL, **OPTIONS[name], **over}))
 
 
+# --- the registry --------------------------------------------------------------------------------------------------
+
+
 def test_registry_names_what_it_builds():
-    assert names() == ["swift_v1", "swift_v2"]
+    assert names() == list(TINY)
     assert describe("swift_v2").input == "voxels"
     with pytest.raises(InputError, match="Did you mean 'swift_v2'"):
-        create("swift_v22", **SMALL)
+        create("swift_v22")
+    with pytest.raises(InputError, match="Did you mean 'paper'"):
+        create("swift_v1", "papers")
     with pytest.raises(InputError, match="windw"):
         create("swift_v1", **SMALL, windw=3)
     with pytest.raises(InputError, match="patches of 3 do not tile"):
         create("swift_v2", **{**SMALL, "patch": (2, 2, 2, 3)})
 
 
+def test_the_table_lists_every_architecture_at_every_size(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["name"], row["size"]) for row in rows} == {
+        (name, size) for name in names() for size in describe(name).sizes
+    }
+    assert all(row["parameters"] > 0 and row["gflops"] > 0 and row["activations_mb"] > 0 for row in rows)
+    paper = next(row for row in rows if (row["name"], row["size"]) == ("swift_v1", "paper"))
+    assert (paper["parameters"], paper["clip"]) == (4_315_212, [1, 96, 96, 96, 20])
+    assert main(["models", "brainnetcnn"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].split()[:3] == ["name", "size", "input"]
+    assert describe("brainnetcnn").source in text
+    assert all(note in text for note in describe("brainnetcnn").defects)
+    assert main(["models", "brainnet"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_every_command_of_the_page_runs(line, capsys):
+    assert main(shlex.split(line)[1:]) == 0
+    assert capsys.readouterr().out
+
+
+def test_the_snippet_and_the_example_of_the_page_hold():
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    with torch.device("meta"):
+        exec(snippet, {})
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    rows = yaml.safe_load(example)["architectures"]
+    assert {name: Architecture(**row).store for name, row in rows.items()} == {
+        "swift_v2": "shards",
+        "brainlm": "parcels/a424",
+    }
+
+
 @pytest.mark.parametrize("name", names())
+def test_default_is_a_size_and_both_variants_build(name):
+    description = describe(name)
+    assert description.default in description.sizes
+    assert set(description.published) <= set(description.sizes)
+    if description.defects:
+        with torch.device("meta"):
+            upstream = create(name, variant="upstream")
+        assert sum(value.numel() for value in upstream.parameters()) > 0
+
+
+# --- every encoder -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_features_have_the_promised_shape_whatever_is_in_the_batch(name):
+    encoder = tiny(name).eval()
+    clip = clips(encoder, 3)
+    with torch.no_grad():
+        features, alone = encoder(clip), encoder(clip[1:2])
+    assert features.shape[:2] == (3, encoder.channels)
+    if name not in CONNECTOMES:
+        times = encoder.input_shape[-1] // encoder.frames_per_token
+        assert features.shape[-1] == times
+    assert torch.allclose(features[1:2], alone, atol=1e-5), "who else is in a batch must not matter"
+    assert torch.equal(encoder(clip), features), "nothing is random outside of training"
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name not in CONNECTOMES])
+def test_the_last_axis_is_time(name):
+    """The features of a clip whose last half is repeated from its first: only there do they come near themselves."""
+    encoder = tiny(name).eval()
+    clip = clips(encoder, 1)
+    other = clip.clone()
+    half = clip.shape[-1] // 2
+    other[..., half:] = clips(encoder, 1, seed=1)[..., half:]
+    with torch.no_grad():
+        change_t = (encoder(other) - encoder(clip)).square().flatten(0, -2).mean(0)
+    times = len(change_t) // 2
+    assert change_t[times:].mean() > 1.5 * change_t[:times].mean()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_gradient_reaches_every_parameter_that_is_not_excused(name):
+    learner = describe(name).learner(tiny(name))
+    clip = clips(learner.encoder, 4)
+    parameters = dict(learner.named_parameters())
+    reached: set[str] = set()
+    for seed in range(3):  # a pooled graph, a token that no clip of a batch has, a map that starts at 0
+        torch.manual_seed(seed)
+        objective, batch = own_objective(name, learner, clip)
+        learner.zero_grad()
+        objective.loss(batch).backward()
+        reached |= {key for key, value in parameters.items() if value.grad is not None and value.grad.abs().sum() > 0}
+        with torch.no_grad():
+            for key in reached:
+                if parameters[key].grad is not None:
+                    parameters[key] -= 0.01 * parameters[key].grad
+    without = {key for key, value in parameters.items() if value.requires_grad} - reached
+    excused = tuple(describe(name).without_gradient)
+    assert {key for key in without if not key.removeprefix("encoder.").startswith(excused or ("-",))} == set()
+
+
+@pytest.mark.parametrize("name", names())
+def test_weights_survive_a_file(name, tmp_path):
+    learner = describe(name).learner(tiny(name)).eval()
+    save_file(
+        {key: value.contiguous() for key, value in learner.state_dict().items()}, tmp_path / "weights.safetensors"
+    )
+    other = describe(name).learner(tiny(name)).eval()
+    with torch.no_grad():
+        for value in other.parameters():
+            value.add_(1.0)
+    other.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    clip = clips(learner.encoder)
+    with torch.no_grad():
+        assert torch.equal(other.encoder(clip), learner.encoder(clip))
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_encoder_in_bf16_is_close_to_fp32(name):
+    encoder = tiny(name).eval()
+    clip = clips(encoder)
+    with torch.no_grad():
+        exact = encoder(clip)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = encoder(clip)
+    assert (rough.float() - exact).norm() < 0.06 * exact.norm()
+
+
+def test_counts_are_those_of_the_built_model():
+    row = count("signal_vit", "0.1m")
+    assert row.parameters == sum(value.numel() for value in create("signal_vit", "0.1m").parameters())
+
+
+# --- voxel encoders and masked reconstruction ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 def test_features_have_time_last_and_the_promised_channels(name):
     encoder = small(name).encoder
     features = encoder(torch.randn(2, 1, 8, 8, 8, 10))
     assert features.shape == (2, encoder.channels, 2, 2, 2, 10)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_odd_grids_are_merged_and_split_again(name):
     model = small(name, grid=(5, 4, 3), depths=(1, 1))
     clip = torch.randn(1, 1, 10, 8, 6, 10)
@@ -50,7 +203,7 @@ def test_odd_grids_are_merged_and_split_again(name):
     assert model(clip, hidden).shape == clip.shape
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_temporal_patches_shorten_the_token_axis_alone(name):
     model = small(name, patch=(2, 2, 2, 2))
     clip = torch.randn(1, 1, 8, 8, 8, 10)
@@ -59,16 +212,7 @@ def test_temporal_patches_shorten_the_token_axis_alone(name):
     assert model(clip, hidden).shape == clip.shape
 
 
-@pytest.mark.parametrize("name", names())
-def test_a_gradient_reaches_every_parameter(name):
-    model = small(name)
-    hidden = torch.rand(2, 4, 4, 4, 10) < 0.5
-    model(torch.randn(2, 1, 8, 8, 8, 10), hidden).square().mean().backward()
-    without = {key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().sum() > 0}
-    assert without == ({f"encoder.{key}" for key in WITHOUT_GRADIENT} if name == "swift_v1" else set())
-
-
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_one_frame_moves_only_its_temporal_receptive_field(name):
     """Windows of four: block 0 joins 4-7 and 8-9, the shifted block 1 joins 2-5 and 6-9; the last stage likewise."""
     over = {"swift_v1": {"depths": (2, 1), "full_last_stage": True}, "swift_v2": {"depths": (2, 1)}}[name]
@@ -83,7 +227,7 @@ def test_one_frame_moves_only_its_temporal_receptive_field(name):
     assert changed[4:].min() > 1e-5
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_training_may_follow_inference_in_one_process(name):
     model = small(name, grid=(4, 4, 2))
     clip, hidden = torch.randn(1, 1, 8, 8, 4, 9), torch.rand(1, 4, 4, 2, 9) < 0.5
@@ -105,7 +249,7 @@ def test_an_architecture_without_encode_cannot_be_made():
         Unfinished(6, (1,), (1,), (2, 2, 2), (2, 2, 2), 4, embedding_norm=False)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_hidden_tokens_cannot_be_seen(name):
     model = small(name)
     clip = torch.randn(1, 1, 8, 8, 8, 10)
@@ -118,7 +262,7 @@ def test_hidden_tokens_cannot_be_seen(name):
     assert not torch.allclose(first, third, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_training_decodes_the_same_voxels_as_the_whole_clip(name):
     model = small(name)
     clip = torch.randn(2, 1, 8, 8, 8, 10)
@@ -129,7 +273,7 @@ def test_training_decodes_the_same_voxels_as_the_whole_clip(name):
         assert torch.allclose(model.patches(model.features(clip, hidden), token_M), whole[token_M], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", OPTIONS)
 def test_bf16_is_close_to_fp32(name):
     model = small(name)
     clip, hidden = torch.randn(1, 1, 8, 8, 8, 10), torch.rand(1, 4, 4, 4, 10) < 0.5

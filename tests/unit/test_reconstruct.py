@@ -19,7 +19,8 @@ from pipeline.config import load_study
 from pipeline.errors import InputError
 from pipeline.evaluate.cohort import hidden_name
 from pipeline.grid import Cell
-from pipeline.pretrain.checkpoint import build_model, save_model
+from pipeline.pretrain.checkpoint import save_model
+from pipeline.pretrain.objectives import build_learner
 from pipeline.spectral import spectral_slope
 from pipeline.spectral.reconstruct import (
     Tiling,
@@ -163,10 +164,10 @@ def data(tmp_path_factory):
         write_json(root / f"{dataset}.json", {"runs": runs})
     write_json(root / "evaluation_set.json", {"people": {"simulated": list("abcdef")}, "hash": ""})
     architecture = study.architectures["swift_v1"]
-    spec = {**architecture.sizes["w6"].model_dump(), "grid": [2, 2, 2], "patch": [3, 3, 3, 1], "context_frames": 20}
+    spec = {**architecture.sizes["w6"], "grid": [2, 2, 2], "patch": [3, 3, 3, 1], "context_frames": 20}
     contract = {"template": template.key, "space": template.space, "normalisation": "voxel-z", "tr_s": TR_S}
     metadata = {"model": "swift_v1", "spec": {**spec, "depths": [1], "heads": [1]}, "contract": contract}
-    save_model(root / "cell/encoder.safetensors", build_model("swift_v1", metadata["spec"]), metadata)
+    save_model(root / "cell/encoder.safetensors", build_learner("swift_v1", metadata["spec"]), metadata)
     write_json(root / "cell/summary.json", {"status": "completed"})
     return study, root
 

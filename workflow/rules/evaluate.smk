@@ -5,6 +5,7 @@
 rule evaluate:
     """Probe, benchmark and spectra of one cell's frozen encoder."""
     input:
+        store_of("evaluate"),
         manifests("evaluate"),
         manifests("spectra"),
         participants("evaluate"),

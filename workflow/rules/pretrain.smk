@@ -26,9 +26,9 @@ rule learning_rate:
 
 
 rule pretrain:
-    """Pretrain one cell by masked reconstruction. Divergence and collapse are results, not failures."""
+    """Pretrain one cell by its objective. Divergence and collapse are results, not failures."""
     input:
-        manifests("pretrain"),
+        store_of("pretrain"),
         learning_rate_of,
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,

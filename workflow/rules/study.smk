@@ -68,6 +68,17 @@ def manifests(role):
     return manifests_in("shards", study.with_role(role))
 
 
+def store_of(role):
+    """Input function: what a cell's architecture reads of the data sets that serve a role: voxels, or derived from them."""
+
+    def inputs(wildcards):
+        architecture = study.architectures[grid.Cell.parse(wildcards.cell).architecture]
+        flatmap = [f"{RESULTS}/flatmaps/flatmap.npz"] if architecture.input == "flat map" else []
+        return manifests_in(architecture.store, study.with_role(role)) + flatmap
+
+    return inputs
+
+
 def participants(role):
     """Participants tables of the data sets that serve a role."""
     return [f"{RESULTS}/people/{name}/participants.tsv" for name in study.with_role(role)]

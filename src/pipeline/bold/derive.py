@@ -142,6 +142,7 @@ def _parcels_of(
     geometry = {
         **parcel_geometry(parcellation.name, parcellation.labels, parcellation.sha256, template.space),
         "codes": parcellation.codes_R.tolist(),
+        "centres_mm": parcellation.centres_R3.round(2).tolist(),
         "parcel_voxels": parcellation.voxels_R.tolist(),
         "coverage": projection.coverage_C.round(4).tolist(),
     }

@@ -27,7 +27,8 @@ class Parcellation:
     """An atlas on a template: `weights_RV` (sparse, R x V) takes packed voxels to the means of parcels.
 
     `codes_R` are the atlas's numbers, `labels` its names, `voxels_R` how many packed voxels a parcel has; a parcel that
-    has none, because it lies outside the mask or is smaller than a voxel, is a row of zeros.
+    has none, because it lies outside the mask or is smaller than a voxel, is a row of zeros. `centres_R3` are the mean
+    places of the atlas's own voxels of each parcel, mm.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Parcellation:
     codes_R: np.ndarray
     labels: tuple[str, ...]
     voxels_R: np.ndarray
+    centres_R3: np.ndarray
     weights_RV: Any
 
 
@@ -46,14 +48,15 @@ def load_parcellation(name: str, path: Path, template: Template) -> Parcellation
     InputError : no 3D NIfTI of whole, non-negative labels; a table of labels that cannot be right; or no parcel has a
         voxel on the template.
     """
-    label_V, codes_R, labels = _read_atlas(path, template)
+    label_V, codes_R, labels, centres_R3 = _read_atlas(path, template)
     row_V = np.searchsorted(codes_R, label_V)
     inside_V = label_V > 0
     voxels_R = np.bincount(row_V[inside_V], minlength=len(codes_R))
     if not voxels_R.any():
         hint = f"Use an atlas in {template.space}; its affine must place it on the brain."
         raise InputError(path, "no label on the template's brain", "an atlas in the template's space", hint)
-    return Parcellation(name, artefact.sha256_file(path), codes_R, labels, voxels_R, _means(row_V, inside_V, voxels_R))
+    weights_RV = _means(row_V, inside_V, voxels_R)
+    return Parcellation(name, artefact.sha256_file(path), codes_R, labels, voxels_R, centres_R3, weights_RV)
 
 
 def _means(row_V: np.ndarray, inside_V: np.ndarray, voxels_R: np.ndarray) -> Any:
@@ -64,8 +67,8 @@ def _means(row_V: np.ndarray, inside_V: np.ndarray, voxels_R: np.ndarray) -> Any
     return sparse.csr_array((weights, (rows, columns)), shape=(len(voxels_R), len(row_V)))
 
 
-def _read_atlas(path: Path, template: Template) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Label of each packed voxel, (V,); all codes but 0, ascending; and their names."""
+def _read_atlas(path: Path, template: Template) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], np.ndarray]:
+    """Label of each packed voxel, (V,); all codes but 0, ascending; their names; and their centres, mm."""
     label_XYZ, affine = _label_image(path)
     codes_R = np.unique(label_XYZ)
     codes_R = codes_R[codes_R > 0]
@@ -74,7 +77,14 @@ def _read_atlas(path: Path, template: Template) -> tuple[np.ndarray, np.ndarray,
     inside_V = np.all((voxel_V3 >= 0) & (voxel_V3 < label_XYZ.shape), axis=1)
     label_V = np.zeros(template.voxels, np.int64)
     label_V[inside_V] = label_XYZ[tuple(voxel_V3[inside_V].T)]
-    return label_V, codes_R, _names(path, codes_R)
+    return label_V, codes_R, _names(path, codes_R), _centres(label_XYZ, affine, codes_R)
+
+
+def _centres(label_XYZ: np.ndarray, affine: np.ndarray, codes_R: np.ndarray) -> np.ndarray:
+    voxels_N3 = np.argwhere(label_XYZ > 0)
+    row_N = np.searchsorted(codes_R, label_XYZ[label_XYZ > 0])
+    sums_R3 = np.stack([np.bincount(row_N, weights=axis, minlength=len(codes_R)) for axis in voxels_N3.T], axis=1)
+    return nib.affines.apply_affine(affine, sums_R3 / np.bincount(row_N, minlength=len(codes_R))[:, None])
 
 
 def _label_image(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.bold.normalise import zscore
 from pipeline.bold.reader import Shard
-from pipeline.bold.template import Template
 from pipeline.errors import InputError
-from pipeline.models.voxels import scatter_voxels
+from pipeline.models.voxels import Raster
 
 
 class RunFeatures(NamedTuple):
@@ -30,7 +29,7 @@ class RunFeatures(NamedTuple):
 def encode_runs(
     encoder: nn.Module,
     shards: Iterable[Shard],
-    template: Template,
+    raster: Raster,
     context: int,
     batch: int = 8,
     frames: int | None = None,
@@ -40,7 +39,8 @@ def encode_runs(
 
     Parameters
     ----------
-    encoder : clip (B, 1, X, Y, Z, T) to features (B, D, x, y, z, t).
+    encoder : clips, as `raster` lays them, to features (B, D, ..., t).
+    raster : where the columns of the shards lie in what the encoder sees; it decides the device.
     context : frames a clip; clips follow each other without overlap from the run's start, a rest is dropped.
     batch : clips encoded at once; memory holds one run and one batch.
     frames : the scan ends after this many frames: they alone are z-scored and encoded. (The first frames of a run
@@ -51,8 +51,6 @@ def encode_runs(
     ------
     InputError : a run is shorter than one clip.
     """
-    device = next(encoder.parameters()).device
-    index_V = torch.from_numpy(template.voxel_index_V).to(device)
     encoder.eval()
     runs = []
     for shard in shards:
@@ -64,17 +62,14 @@ def encode_runs(
             bold_TV = bold_TV[shuffle.permutation(len(bold_TV))]
         clips = len(bold_TV) // context
         clips_KTV = torch.from_numpy(bold_TV[: clips * context]).view(clips, context, -1)
-        runs.append(
-            np.concatenate([_encode(encoder, part, index_V, template) for part in torch.split(clips_KTV, batch)])
-        )
+        runs.append(np.concatenate([_encode(encoder, part, raster) for part in torch.split(clips_KTV, batch)]))
     return runs
 
 
 @torch.inference_mode()
-def _encode(encoder: nn.Module, clips_BTV: Tensor, index_V: Tensor, template: Template) -> np.ndarray:
-    clips_B1XYZT = scatter_voxels(clips_BTV.to(index_V.device), index_V, template.shape)
-    features_BDxyzt: Tensor = encoder(clips_B1XYZT)
-    return np.asarray(features_BDxyzt.flatten(2).mean(-1).float().cpu(), dtype=float)
+def _encode(encoder: nn.Module, clips_BTV: Tensor, raster: Raster) -> np.ndarray:
+    features: Tensor = encoder(raster.lay(clips_BTV))
+    return np.asarray(features.flatten(2).mean(-1).float().cpu(), dtype=float)
 
 
 def pool(clips: Sequence[np.ndarray], context: int, short_frames: int) -> RunFeatures:

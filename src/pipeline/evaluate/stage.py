@@ -27,6 +27,7 @@ from pipeline.evaluate.features import RunFeatures, encode_runs, pool
 from pipeline.evaluate.splits import seeded
 from pipeline.grid import RANDOM, Cell, cell_datasets, encodes_shuffled
 from pipeline.pretrain.checkpoint import load_cell
+from pipeline.pretrain.rasters import raster_of
 from pipeline.stages import VERSIONS
 from pipeline.tables import RESULT_SCHEMA, SCORES_SCHEMA, cell_columns, system_columns
 
@@ -52,27 +53,30 @@ def evaluate_cell(
     evaluation_set: str | Path,
     probe_out: str | Path,
     benchmark_out: str | Path,
+    flatmap_folder: str | Path | None = None,
 ) -> None:
     """Probe one frozen encoder; `manifests` and `participants` hold a file for each data set.
 
+    `flatmap_folder` holds flatmap.npz; only encoders of flat maps need it.
     The largest encoder of each architecture is also given its input with frames in random order, as a control.
 
     Raises
     ------
     InputError : it was pretrained on an evaluation person or their family, or for shards of another contract.
     """
-    folder, context = Path(pretrain_folder), study.pretrain.context_frames
+    folder, context = Path(pretrain_folder), study.context_frames(cell.architecture)
     model, metadata = load_cell(folder)
     summary, template = read_json(folder / "summary.json"), load_template(template_folder)
     cohorts = load_cohorts(study, manifests, participants, evaluation_set)
     trained_on = _trained_on(study, cell, summary["people_hash"], Path(evaluation_set).with_name("draws.json"), folder)
+    raster = raster_of(metadata, template, flatmap_folder, next(model.parameters()).device)
     rows = []
     for cohort in cohorts:
         require_unseen(cohort, trained_on, participants, folder)
         shards = [Shard.open(path, metadata["contract"]) for path in cohort.folders]
         for columns, shuffle in _inputs(study, cell, cohort):
             frames = study.evaluate.frames
-            clips = encode_runs(model.encoder, shards, template, context, frames=frames, shuffle=shuffle)
+            clips = encode_runs(model.encoder, shards, raster, context, frames=frames, shuffle=shuffle)
             about = _about(cohort, columns, summary["status"])
             rows.append(_read_out(study, cohort, about, pool(clips, context, study.evaluate.identity_frames)))
     files = {"encoder": folder / "encoder.safetensors", "evaluation_set": evaluation_set}

@@ -2,72 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
+from inspect import isclass, signature
 from typing import Any
 
 from pipeline.errors import InputError, nearest
-from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.swift_v1 import SwiftV1
-from pipeline.models.swift_v2 import SwiftV2
+from pipeline.models.description import Description
+from pipeline.models.encoder import Encoder
 
-
-@dataclass(frozen=True)
-class Description:
-    """What one line of `pipeline models` says about an architecture."""
-
-    name: str
-    input: str
-    objective: str
-    mixing: str
-    source: str
-    build: Callable[..., VoxelEncoder]
-
-
-_DESCRIPTIONS = (
-    Description(
-        "swift_v1", "voxels", "masked reconstruction", "4D shifted windows", "Kim et al. (2023), NeurIPS", SwiftV1
-    ),
-    Description(
-        "swift_v2", "voxels", "masked reconstruction", "time, then 3D shifted windows", "CCN 2025 abstract", SwiftV2
-    ),
+# In the order of the paper. A file is imported when its architecture is asked for.
+_NAMES = (
+    "swift_v1",
+    "swift_4d",
+    "swift_v2",
+    "neurostorm",
+    "brainlm",
+    "brain_jepa",
+    "flatmap_mae",
+    "brainmt",
+    "tff",
+    "brainnetcnn",
+    "braingnn",
+    "brainnettf",
+    "signal_vit",
 )
-_REGISTRY = {description.name: description for description in _DESCRIPTIONS}
 
 
 def names() -> list[str]:
     """Architectures that `create` knows."""
-    return sorted(_REGISTRY)
+    return list(_NAMES)
 
 
 def describe(name: str) -> Description:
-    """Input, objective and source of an architecture.
+    """Input, sizes, objective and source of an architecture.
 
     Raises
     ------
     InputError : no architecture has that name.
     """
-    if name not in _REGISTRY:
-        raise InputError("model", f"'{name}'", "an architecture of the registry", nearest(name, _REGISTRY))
-    return _REGISTRY[name]
+    if name not in _NAMES:
+        raise InputError("model", f"'{name}'", "an architecture of the registry", nearest(name, _NAMES))
+    found: Description = import_module(f"pipeline.models.{name}").DESCRIPTION
+    return found
 
 
-def create(name: str, **spec: Any) -> VoxelEncoder:
+def arguments(name: str, size: str | None = None, **overrides: Any) -> dict[str, Any]:
+    """All arguments of a size, the default one where none is named, with overrides laid over them.
+
+    Raises
+    ------
+    InputError : no such architecture or size.
+    """
+    description = describe(name)
+    size = description.default if size is None else size
+    if size not in description.sizes:
+        raise InputError(f"size of {name}", f"'{size}'", "a size of its ladder", nearest(size, description.sizes))
+    return {**description.sizes[size], **overrides}
+
+
+def takes(name: str) -> set[str]:
+    """Names of the arguments of an architecture, those that it hands on to the class it extends among them."""
+    made: Any = describe(name).build
+    makers = [vars(each)["__init__"] for each in made.__mro__ if "__init__" in vars(each)] if isclass(made) else [made]
+    return {argument for maker in makers for argument in signature(maker).parameters} - {"self", "args", "kwargs"}
+
+
+def build(name: str, spec: dict[str, Any]) -> Encoder:
+    """Build an encoder with fresh weights from its own arguments alone.
+
+    Raises
+    ------
+    InputError : unknown name, unknown argument, or numbers that do not fit each other.
+    """
+    made = describe(name).build
+    try:
+        return made(**spec)
+    except (TypeError, ValueError) as error:
+        hint = f"The arguments of pipeline.models.{name}.{made.__name__} are its options."
+        raise InputError(f"model '{name}'", f"what it cannot take: {error}", "its own arguments", hint) from error
+
+
+def create(name: str, size: str | None = None, **overrides: Any) -> Encoder:
     """Build an encoder with fresh weights.
 
     Parameters
     ----------
     name : one of `names()`.
-    spec : arguments of its class: `width`, `depths` and `heads` of the stages, `grid` (places along x, y, z), `patch`
-        (voxels along x, y, z, and frames), `context_frames`, and its own options.
+    size : one of `describe(name).sizes`; empty: its default, the size that its authors published.
+    overrides : arguments of its class that replace those of the size.
 
     Raises
     ------
-    InputError : unknown name, unknown option, or numbers that do not fit each other.
+    InputError : unknown name, size or argument, or numbers that do not fit each other.
     """
-    build = describe(name).build
-    try:
-        return build(**spec)
-    except (TypeError, ValueError) as error:
-        hint = f"The arguments of pipeline.models.{name}.{build.__name__} are its options."
-        raise InputError(f"model '{name}'", f"what it cannot take: {error}", "its own arguments", hint) from error
+    return build(name, arguments(name, size, **overrides))

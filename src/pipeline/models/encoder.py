@@ -1,4 +1,4 @@
-"""What every voxel encoder of the registry is: a clip in, features with time last out.
+"""What every encoder of the registry is: a clip in, features with time last out.
 
 Legend: B clip; X Y Z T voxels and frames; x y z t places and token times; C channels.
 """
@@ -13,7 +13,23 @@ from torch import Tensor, nn
 from pipeline.models.layers import PatchEmbedding, as_patch, stage_grids, stage_widths
 
 
-class VoxelEncoder(nn.Module, ABC):
+class Encoder(nn.Module, ABC):
+    """Anything that turns clips into features `(B, C, ..., t)`, or `(B, C)` where the input has no time."""
+
+    frames_per_token: int = 1  # frames of a clip that one time of its tokens stands for
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of the features."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one clip, without the batch."""
+
+
+class VoxelEncoder(Encoder):
     """Patch embedding and shapes; an architecture adds `encode`, without which it cannot be made.
 
     Parameters
@@ -24,6 +40,8 @@ class VoxelEncoder(nn.Module, ABC):
     context_frames : frames of a clip in pretraining.
     embedding_norm : whether a norm follows the patch embedding.
     """
+
+    overlapping = False  # whether a token depends on voxels of other patches before any token sees another
 
     def __init__(
         self,
@@ -36,7 +54,8 @@ class VoxelEncoder(nn.Module, ABC):
         embedding_norm: bool,
     ) -> None:
         super().__init__()
-        self.patch = as_patch(patch)
+        self.patch, self.context_frames = as_patch(patch), context_frames
+        self.frames_per_token = self.patch[3]
         if context_frames % self.patch[3]:
             raise ValueError(f"clips of {context_frames} frames, which patches of {self.patch[3]} do not tile")
         self.widths, self.grids = stage_widths(width, depths, heads), stage_grids(grid, len(depths))
@@ -46,6 +65,12 @@ class VoxelEncoder(nn.Module, ABC):
     def channels(self) -> int:
         """Channels of the features."""
         return self.widths[-1]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """`(1, X, Y, Z, T)`, with the frames of a clip in pretraining."""
+        x, y, z = (places * edge for places, edge in zip(self.grids[0], self.patch[:3], strict=True))
+        return 1, x, y, z, self.context_frames
 
     def embed(self, clip_B1XYZT: Tensor) -> Tensor:
         """Tokens `(B, C, x, y, z, t)` before any of them sees another."""

@@ -72,12 +72,12 @@ class PatchEmbedding(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps, four times as wide between them, with an exact GELU."""
+    """Two linear maps, `ratio` times as wide between them, with an exact GELU."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, ratio: int = 4) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(channels, 4 * channels)
-        self.linear2 = nn.Linear(4 * channels, channels)
+        self.linear1 = nn.Linear(channels, ratio * channels)
+        self.linear2 = nn.Linear(ratio * channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map each token on its own."""
@@ -116,6 +116,25 @@ class Stage(nn.Module):
         for block in self.blocks:
             tokens_BxyztC = block(tokens_BxyztC)
         return self.downsample(tokens_BxyztC)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a residual branch is left out for a clip with probability `rate`.
+
+    Source: Huang et al. (2016), Deep networks with stochastic depth.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """The branch, 0 for the clips that skip it, and scaled so that its mean stays."""
+        if not self.rate or not self.training:
+            return branch
+        shape = (len(branch), *[1] * (branch.ndim - 1))
+        kept = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.rate)
+        return branch * kept / (1 - self.rate)
 
 
 class LayerScale(nn.Module):

@@ -8,11 +8,30 @@ Legend: B clip; X Y Z T voxels and frames; x y z t places and token times; C cha
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import Grid, Patch, unpatchify
+from pipeline.models.encoder import Encoder, VoxelEncoder
+from pipeline.models.layers import Grid, Patch, patchify, unpatchify
+
+
+class Reconstructor(nn.Module, ABC):
+    """An encoder and what predicts the tokens that were hidden from it.
+
+    `hidden` is `(B, *tokens)`, True where hidden, with equally many hidden tokens M / B in every clip.
+    """
+
+    encoder: Encoder
+
+    @abstractmethod
+    def patchify(self, clip: Tensor) -> Tensor:
+        """The values of a clip token by token, `(B, *tokens, P)`: what is predicted."""
+
+    @abstractmethod
+    def predict(self, clip: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Values `(M, P)` of the hidden tokens, in the order of `hidden` flattened, and features `(B, C, ...)`."""
 
 
 class Splitting(nn.Module):
@@ -53,8 +72,10 @@ class Decoder(nn.Module):
         return normed
 
 
-class MaskedReconstruction(nn.Module):
-    """An encoder with a mask token and a decoder."""
+class MaskedReconstruction(Reconstructor):
+    """A voxel encoder with a mask token and a decoder."""
+
+    encoder: VoxelEncoder
 
     def __init__(self, encoder: VoxelEncoder) -> None:
         super().__init__()
@@ -64,6 +85,9 @@ class MaskedReconstruction(nn.Module):
 
     def features(self, clip_B1XYZT: Tensor, hidden_Bxyzt: Tensor) -> Tensor:
         """Features `(B, C, x, y, z, t)` of a clip some of whose tokens are hidden (True)."""
+        if self.encoder.overlapping:  # else its neighbours would show what is hidden
+            seen_BxyztP = self.patchify(clip_B1XYZT) * ~hidden_Bxyzt[..., None]
+            clip_B1XYZT = unpatchify(seen_BxyztP, self.encoder.patch)
         tokens_BCxyzt = self.encoder.embed(clip_B1XYZT)
         mask_token = self.mask_token[:, None, None, None, None]
         return self.encoder.encode(torch.where(hidden_Bxyzt[:, None], mask_token, tokens_BCxyzt))
@@ -71,6 +95,15 @@ class MaskedReconstruction(nn.Module):
     def patches(self, features_BCxyzt: Tensor, token_M: Tensor) -> Tensor:
         """Predicted voxels `(M, P)` of the tokens `token_M`, which index the flattened `(B, x, y, z, t)`."""
         return self.decoder.head(self.decoder(features_BCxyzt).flatten(0, 4).index_select(0, token_M))
+
+    def patchify(self, clip: Tensor) -> Tensor:
+        """The voxels of each patch, `(B, x, y, z, t, P)`."""
+        return patchify(clip, self.encoder.patch)
+
+    def predict(self, clip: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Voxels `(M, P)` of the hidden tokens, and features `(B, C, x, y, z, t)`."""
+        features_BCxyzt = self.features(clip, hidden)
+        return self.patches(features_BCxyzt, hidden.flatten().nonzero()[:, 0]), features_BCxyzt
 
     def forward(self, clip_B1XYZT: Tensor, hidden_Bxyzt: Tensor) -> Tensor:
         """The whole predicted clip, of the shape of the one that came in."""

@@ -12,15 +12,17 @@ Legend: B clip; X Y Z T voxels and frames; x y z t places and token times; C cha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.models import pieces
+from pipeline.models.description import Description
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import Grid, Mlp, Stage
+from pipeline.models.layers import Grid, LayerScale, Mlp, Stage
+from pipeline.models.reconstruction import MaskedReconstruction
 from pipeline.models.windows import WindowAttention
-
-WITHOUT_GRADIENT = ("norm.weight", "norm.bias")
 
 
 class Positions(nn.Module):
@@ -43,17 +45,24 @@ class Positions(nn.Module):
 class Block(nn.Module):
     """Attention in 4D windows, then an MLP, each behind a norm and beside a residual."""
 
-    def __init__(self, channels: int, heads: int, window: Sequence[int], shifted: bool) -> None:
+    def __init__(self, channels: int, attention: WindowAttention, layer_scale: float | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, heads, window, shifted)
+        self.attn = attention
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(channels, layer_scale)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(channels, layer_scale)
 
     def forward(self, tokens_BxyztC: Tensor) -> Tensor:
         """Same shape out."""
-        tokens = tokens_BxyztC + self.attn(self.norm1(tokens_BxyztC))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens_BxyztC + self.ls1(self.attn(self.norm1(tokens_BxyztC)))
+        if pieces.serve(tokens, *self.mlp.modules()):
+            return pieces.in_pieces(self._map_tokens, tokens)
+        return self._map_tokens(tokens)
+
+    def _map_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
 
 class SwiftV1(VoxelEncoder):
@@ -65,6 +74,8 @@ class SwiftV1(VoxelEncoder):
     context_frames : longest clip; shorter ones take the first of the learned times.
     window, first_window : windows along x, y, z, t, and those of the first stage where they differ.
     full_last_stage : windows of the last stage span all of space and are not shifted.
+    qk_norm, attention_scale : see `WindowAttention`; the released encoders have neither.
+    layer_scale : start of a learned scale a channel on both branches of a block; None: none, as released.
     """
 
     def __init__(
@@ -78,6 +89,9 @@ class SwiftV1(VoxelEncoder):
         window: Sequence[int] = (4, 4, 4, 4),
         first_window: Sequence[int] | None = None,
         full_last_stage: bool = True,
+        qk_norm: bool = False,
+        attention_scale: float | None = None,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__(width, depths, heads, grid, patch, context_frames, embedding_norm=False)
         last, times = len(depths) - 1, context_frames // self.patch[3]
@@ -87,7 +101,11 @@ class SwiftV1(VoxelEncoder):
         self.pos_embeds, self.layers = nn.ModuleList(), nn.ModuleList()
         for i, channels in enumerate(self.widths):
             shifts = [block % 2 == 1 and not (full_last_stage and i == last) for block in range(depths[i])]
-            blocks = [Block(channels, heads[i], windows[i], shifted) for shifted in shifts]
+            attentions = [
+                WindowAttention(channels, heads[i], windows[i], shifted, qk_norm=qk_norm, scale=attention_scale)
+                for shifted in shifts
+            ]
+            blocks = [Block(channels, attention, layer_scale) for attention in attentions]
             self.pos_embeds.append(Positions(channels, self.grids[i], times))
             self.layers.append(Stage(blocks, channels, i == last))
         self.norm = nn.LayerNorm(self.channels)
@@ -98,3 +116,37 @@ class SwiftV1(VoxelEncoder):
         for positions, stage in zip(self.pos_embeds, self.layers, strict=True):
             tokens = stage(positions(tokens))
         return tokens.movedim(-1, 1)
+
+
+WIDTHS = (24, 36, 48, 72, 96, 132, 144, 192, 288, 384)
+
+
+def _paper(width: int) -> dict[str, Any]:
+    """Arguments of the paper's script at a width."""
+    return {"width": width, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24), "grid": (16, 16, 16)}
+
+
+DESCRIPTION = Description(
+    name="swift_v1",
+    input="voxels",
+    objective="masked reconstruction",
+    mixing="4D shifted windows",
+    source="Kim et al. (2023), NeurIPS",
+    build=SwiftV1,
+    sizes={"paper" if width == 36 else f"e{width}": _paper(width) for width in WIDTHS},
+    default="paper",
+    learner=MaskedReconstruction,
+    published={
+        "e24": "1.97 M, encoder",
+        "paper": "4,315,212, encoder",
+        "e48": "7.56 M, encoder",
+        "e72": "16.8 M, encoder",
+        "e96": "29.6 M, encoder",
+        "e132": "55.7 M, encoder",
+        "e144": "66.2 M, encoder",
+        "e192": "117.2 M, encoder",
+        "e288": "262.7 M, encoder",
+        "e384": "466.2 M, encoder",
+    },
+    without_gradient={"norm.": "the released encoders hold a final norm that they never apply"},
+)

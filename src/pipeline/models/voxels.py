@@ -1,4 +1,4 @@
-"""In-mask voxels <-> volumes or patches, on whatever device they are.
+"""In-mask voxels, parcels or pixels <-> volumes, rows or rasters, on whatever device they are.
 
 Legend: B clip; T frames; V voxels inside the mask; X Y Z voxels of the box; S places, x slowest and z fastest; P voxels
 of a patch of one frame, x slowest and z fastest.
@@ -7,22 +7,51 @@ of a patch of one frame, x slowest and z fastest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """Where the columns of a shard lie in what a model sees.
+
+    Attributes
+    ----------
+    shape : voxels along x, y, z; rows and columns of a flat map; or the number of parcels.
+    index_V : index of each column in it, flattened with the last axis fastest.
+    channel : whether an axis of one channel follows the clips, as with voxels and flat maps.
+    """
+
+    shape: tuple[int, ...]
+    index_V: Tensor
+    channel: bool = True
+
+    def filled(self) -> Tensor:
+        """Which entries of `shape` hold a column, bool."""
+        filled = torch.zeros(prod(self.shape), dtype=torch.bool, device=self.index_V.device)
+        filled[self.index_V] = True
+        return filled.view(self.shape)
+
+    def lay(self, bold_BTV: Tensor) -> Tensor:
+        """Packed clips as the model takes them, `(B, 1, *shape, T)` or `(B, *shape, T)`."""
+        boxes_B1T = scatter_voxels(bold_BTV.to(self.index_V.device), self.index_V, self.shape)
+        return boxes_B1T if self.channel else boxes_B1T[:, 0]
+
+
 def scatter_voxels(bold_BTV: Tensor, voxel_index_V: Tensor, shape: Sequence[int]) -> Tensor:
-    """Lay packed voxels into a box `(B, 1, X, Y, Z, T)` whose other voxels are 0.
+    """Lay packed voxels into a box `(B, 1, X, Y, Z, T)`, or pixels into `(B, 1, H, W, T)`; all others are 0.
 
     Parameters
     ----------
     bold_BTV : packed signal.
     voxel_index_V : index of each packed voxel in the box, flattened with z fastest.
-    shape : voxels along x, y, z.
+    shape : voxels along x, y, z, or whatever axes there are.
     """
     clips, frames = bold_BTV.shape[:2]
-    boxes = bold_BTV.new_zeros(clips, shape[0] * shape[1] * shape[2], frames)
+    boxes = bold_BTV.new_zeros(clips, prod(shape), frames)
     boxes[:, voxel_index_V] = bold_BTV.transpose(1, 2)
     return boxes.view(clips, 1, *shape, frames)
 

@@ -1,17 +1,20 @@
 """Attention inside shifted windows of a 4D grid of tokens; a window of length 1 along an axis does not mix it.
 
 Legend: B clip; x y z t places and token times; C channels; W windows; N tokens of a window; H heads; D channels of a
-head; K query, key, value; R pairs of channels of a head.
+head; K query, key; R pairs of channels of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pipeline.models import pieces
 
 Lengths = tuple[int, int, int, int]  # along x, y, z, t
 Rotary = Callable[[Lengths, int, torch.device], Tensor]  # window, channels of a head -> rotation_NR
@@ -88,14 +91,36 @@ def window_mask(
     return scores_WNN.masked_fill_(apart_WNN, -100.0 if see_padding else -torch.inf).unsqueeze(1)
 
 
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def window_places(lengths: Lengths, window: Lengths, shift: Lengths, clips: int) -> Tensor:
+    """Which of all clips' tokens, in raster order, stands where in which window: `(clips * W, N)`."""
+    place = torch.arange(clips * prod(lengths)).view(clips, *lengths, 1)
+    return partition(roll(place, [-step for step in shift]), window).flatten(0, 1)[..., 0]
+
+
 def rotate(heads_BWNKHD: Tensor, rotation_NR: Tensor) -> Tensor:
     """Turn each pair of channels by the angle of a complex number of modulus 1, in float32."""
     pairs = torch.view_as_complex(torch.unflatten(heads_BWNKHD.float(), -1, (-1, 2)))
     return torch.view_as_real(pairs * rotation_NR[:, None, None]).flatten(-2).to(heads_BWNKHD.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, multiple: int) -> Tensor:
+    """Attention `(..., N, D)` through the fused kernel, inside which heads are filled up to a multiple of channels.
+
+    Zeros change neither scores nor values, so the result is exact; CUDA's kernels ask for multiples of 8, and SwiFT's
+    heads have 12 or 6 channels.
+    """
+    channels = q.shape[-1]
+    if missing := -channels % multiple:
+        q, k, v = (functional.pad(part, (0, missing)) for part in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :channels]
+
+
 class WindowAttention(nn.Module):
     """Multi-head attention among the tokens of one window.
+
+    `head_multiple` is what heads are filled up to inside the kernel, None: what the device needs.
 
     Parameters
     ----------
@@ -103,7 +128,11 @@ class WindowAttention(nn.Module):
     shifted : move the windows by half their length, so that they bridge those of the block before.
     see_padding : see `window_mask`.
     rotary : gives the angles by which queries and keys are turned, for a window and a head's channels.
+    qk_norm : a LayerNorm over the channels of a head for queries and one for keys, before they are turned.
+    scale : factor of the scores; None: one over the root of a head's channels.
     """
+
+    head_multiple: int | None = None
 
     def __init__(
         self,
@@ -113,11 +142,16 @@ class WindowAttention(nn.Module):
         shifted: bool,
         see_padding: bool = True,
         rotary: Rotary | None = None,
+        qk_norm: bool = False,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.window, self.shifted = heads, tuple(window), shifted
-        self.see_padding, self.rotary = see_padding, rotary
+        self.see_padding, self.rotary, self.qk_norm = see_padding, rotary, qk_norm
+        self.scale = (channels // heads) ** -0.5 if scale is None else scale
         self.qkv = nn.Linear(channels, 3 * channels)
+        self.q_norm = nn.LayerNorm(channels // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(channels // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, tokens_BxyztC: Tensor) -> Tensor:
@@ -128,22 +162,37 @@ class WindowAttention(nn.Module):
         mask = window_mask((x, y, z, t), window, shift, self.see_padding, tokens_BxyztC.device)
         head_channels = self.proj.in_features // self.heads
         rotation = self.rotary(window, head_channels, tokens_BxyztC.device) if self.rotary else None
-        tokens = roll(pad_end(tokens_BxyztC, lengths), [-step for step in shift])
-        mixed_BWNC = self.proj(self._attend(partition(tokens, window), mask, rotation))
+        tokens = pad_end(tokens_BxyztC, lengths)
+        if rotation is None and not self.qk_norm and pieces.serve(tokens, self.qkv, self.proj):
+            place_WN = window_places(lengths, window, shift, len(tokens))
+            weights = pieces.Weights(self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
+            mixed = pieces.mix_windows(tokens.flatten(0, 4), place_WN, mask, self.heads, self.scale, weights)
+            return mixed.view(tokens.shape)[:, :x, :y, :z, :t]
+        windows_BWNC = partition(roll(tokens, [-step for step in shift]), window)
+        mixed_BWNC = self.proj(self._attend(windows_BWNC, mask, rotation))
         return roll(join(mixed_BWNC, lengths, window), shift)[:, :x, :y, :z, :t]
+
+    def own_flops(self, tokens_BxyztC: Tensor) -> int:
+        """Operations beside those of its linear maps: scores and their product with the values."""
+        window, _ = fit_window(tokens_BxyztC.shape[1:5], self.window, self.shifted)
+        tokens = prod(fill_up(tokens_BxyztC.shape[1:5], window))
+        return 4 * len(tokens_BxyztC) * tokens * prod(window) * tokens_BxyztC.shape[-1]
 
     def _attend(self, windows_BWNC: Tensor, mask_W1NN: Tensor | None, rotation_NR: Tensor | None) -> Tensor:
         clips, windows = windows_BWNC.shape[:2]
         heads_BWNKHD = torch.unflatten(self.qkv(windows_BWNC), -1, (3, self.heads, -1))
         qk, v = heads_BWNKHD[:, :, :, :2], heads_BWNKHD[:, :, :, 2]
+        if self.qk_norm:
+            qk = torch.stack([self.q_norm(qk[:, :, :, 0]), self.k_norm(qk[:, :, :, 1])], dim=3)
         if rotation_NR is not None:
             qk = rotate(qk, rotation_NR)
         q, k = qk.unbind(3)
+        multiple = self.head_multiple or (8 if v.is_cuda else 1)
         if mask_W1NN is None:
             q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))  # (B W, H, N, D), a view
-            mixed = functional.scaled_dot_product_attention(q, k, v)
+            mixed = attend(q, k, v, None, self.scale, multiple)
             return torch.unflatten(mixed.transpose(1, 2).flatten(2), 0, (clips, windows))
         # Windows first and clips among the heads: one mask then serves all clips and heads without a copy.
         q, k, v = (part.permute(1, 0, 3, 2, 4).flatten(1, 2) for part in (q, k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask_W1NN.to(q.dtype))
+        mixed = attend(q, k, v, mask_W1NN.to(q.dtype), self.scale, multiple)
         return torch.unflatten(mixed, 1, (clips, self.heads)).permute(1, 0, 3, 2, 4).flatten(3)

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.artefact import atomic_file, canonical_json
 from pipeline.errors import InputError
-from pipeline.models import create
-from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.pretrain.objectives import build_learner
 
 RECORD = "pipeline"  # the one key of a header: several would be written in random order
 Tensors = dict[str, Tensor]
@@ -116,18 +115,16 @@ def _read_verified(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return tensors, record
 
 
-def save_model(path: Path, model: MaskedReconstruction, metadata: Mapping[str, Any]) -> None:
-    """Write a trained model; `metadata` must hold `model` and `spec`, from which it is built again, and no time."""
-    write_tensors(path, model.state_dict(), metadata)
+def save_model(path: Path, learner: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write a trained model; `metadata` must hold `model` and `spec`, and `objective` where it is not the model's own,
+    from which it is built again, and no time.
+    """
+    write_tensors(path, learner.state_dict(), metadata)
 
 
-def build_model(name: str, spec: Mapping[str, Any]) -> MaskedReconstruction:
-    """A masked-reconstruction model with fresh weights."""
-    return MaskedReconstruction(create(name, **spec))
-
-
-def load_cell(folder: str | Path) -> tuple[MaskedReconstruction, dict[str, Any]]:
-    """The model of a finished cell, in evaluation mode, and its metadata (`model`, `spec`, `cell`, `contract`).
+def load_cell(folder: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The learner of a finished cell (its `encoder` and what its objective added), in evaluation mode, and its metadata
+    (`model`, `spec`, `objective`, `cell`, `contract`).
 
     Raises
     ------
@@ -138,9 +135,9 @@ def load_cell(folder: str | Path) -> tuple[MaskedReconstruction, dict[str, Any]]
         raise InputError(path, "no such file", "a trained cell", "Run `pipeline pretrain` for that cell first.")
     try:
         tensors, metadata = read_tensors(path)
-        model = build_model(metadata["model"], metadata["spec"])
-        model.load_state_dict(tensors)
+        learner = build_learner(metadata["model"], metadata["spec"], metadata.get("objective"))
+        learner.load_state_dict(tensors)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         hint = "Delete it and train the cell again."
         raise InputError(path, f"a file that does not load ({error})", "weights of this version", hint) from error
-    return model.eval(), metadata
+    return learner.eval(), metadata

@@ -1,7 +1,4 @@
-"""Which tokens are hidden: a function of (seed, sample position), so that a resumed run hides the same ones.
-
-Legend: x y z places; t token times.
-"""
+"""Which tokens are hidden: a function of the draw of a sample, so that a resumed run hides the same ones."""
 
 from __future__ import annotations
 
@@ -11,31 +8,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Kind = Literal["random", "tube"]
+Kind = Literal["random", "tube", "window"]
 MASK_STREAM = 1  # keeps these draws apart from those of clips, which use the same seed and position
+WINDOW = 2  # places along each axis that a window hides together
 
 
-def hidden_tokens(
-    seed: int, position: int, brain_xyz: Tensor, times: int, ratio: float, kind: Kind = "random"
-) -> Tensor:
+def sample_draw(seed: int, position: int) -> np.random.Generator:
+    """The generator of one sample; `seed` is the cell's, `position` that among all samples of the cell."""
+    return np.random.default_rng([seed, MASK_STREAM, position])
+
+
+def hidden_tokens(draw: np.random.Generator, places: Tensor, times: int, ratio: float, kind: Kind = "random") -> Tensor:
     """Choose the hidden tokens of one sample.
 
     Parameters
     ----------
-    seed, position : of the cell; of the sample among all samples of the cell.
-    brain_xyz : places that hold any voxel of the brain; no other is hidden.
+    places : bool, any axes; those that hold any voxel of the brain. No other is hidden.
     times : token times of a clip.
-    ratio : share of the brain's tokens (random) or places (tube) that is hidden, rounded to a whole number of them.
-    kind : random: any token; tube: a place at all times.
+    ratio : share of the brain's tokens (of its places, for tubes) that is hidden, rounded to a whole number.
+    kind : random: any token; tube: a place at all times; window: places next to each other together, anew each time.
+        The last window may be hidden in part, so that the number is the same in every clip.
 
     Returns
     -------
-    `(x, y, z, t)`, True where hidden.
+    `(*places, times)`, True where hidden.
     """
-    rng = np.random.default_rng([seed, MASK_STREAM, position])
-    eligible = brain_xyz[..., None].expand(*brain_xyz.shape, times if kind == "random" else 1)
-    candidates = eligible.flatten().nonzero()[:, 0]
-    chosen = rng.permutation(len(candidates))[: round(ratio * len(candidates))]
+    drawn = 1 if kind == "tube" else times
+    eligible = places[..., None].expand(*places.shape, drawn)
+    candidate_M = eligible.flatten().nonzero()[:, 0].numpy()
+    window_M = _windows(tuple(eligible.shape), WINDOW if kind == "window" else 1)[candidate_M]
+    _, window_M = np.unique(window_M, return_inverse=True)
+    order_M = np.argsort(draw.permutation(window_M.max(initial=0) + 1)[window_M], kind="stable")
     hidden = torch.zeros(eligible.numel(), dtype=torch.bool)
-    hidden[candidates[torch.from_numpy(chosen)]] = True
-    return hidden.view(eligible.shape).expand(*brain_xyz.shape, times)
+    hidden[torch.from_numpy(candidate_M[order_M[: round(ratio * len(candidate_M))]])] = True
+    return hidden.view(eligible.shape).expand(*places.shape, times)
+
+
+def _windows(shape: tuple[int, ...], edge: int) -> np.ndarray:
+    """Number of the window of each token: `edge` places along every axis but the last, which is time."""
+    axes = np.indices(shape)
+    axes[:-1] //= edge
+    return np.ravel_multi_index(tuple(axes), shape).ravel()

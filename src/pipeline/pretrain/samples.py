@@ -1,65 +1,47 @@
-"""Samples by number: a clip and its mask, each a function of the number alone.
+"""Samples by number: a clip, and the draw from which its mask or noise comes, each a function of the number alone.
 
-Legend: B clip; T frames; V voxels in the mask; X Y Z voxels of the box; x y z t places and token times; P voxels of a
-patch.
+Legend: B clip; T frames; V columns of a shard; P values of a patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.layers import Patch
-from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.voxels import scatter_voxels
-from pipeline.pretrain.masks import Kind, hidden_tokens
-from pipeline.pretrain.objectives import Reconstruction, brain_patches, reconstruct
+from pipeline.models.reconstruction import Reconstructor
+from pipeline.models.voxels import Raster
+from pipeline.pretrain.masks import sample_draw
+from pipeline.pretrain.objectives.batch import Batch
 
-
-@dataclass(frozen=True, eq=False)
-class Box:
-    """The grid of voxels that a model sees."""
-
-    shape: tuple[int, int, int]
-    voxel_index_V: Tensor  # of each packed voxel in the flattened box
-    brain_xyzP: Tensor  # the mask, as patches
-
-    @classmethod
-    def of(cls, mask_XYZ: np.ndarray, voxel_index_V: np.ndarray, patch: Patch, device: torch.device) -> Box:
-        """The box of a template, cut by a model's patches."""
-        x, y, z = mask_XYZ.shape
-        brain_xyzP = brain_patches(torch.from_numpy(mask_XYZ), patch)
-        return cls((x, y, z), torch.from_numpy(voxel_index_V).to(device), brain_xyzP.to(device))
-
-    @cached_property
-    def brain_xyz(self) -> Tensor:
-        """Places that hold any voxel of the brain."""
-        return self.brain_xyzP.any(-1).cpu()
+Clip = Callable[[int], np.ndarray]  # position of a sample -> its frames, (T, V)
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Where clips come from and how they are masked."""
+    """Where clips come from."""
 
-    clip_TV: Callable[[int], np.ndarray]
-    box: Box
-    seed: int  # of the masks
-    ratio: float
-    kind: Kind
+    clip_TV: Clip
+    raster: Raster
+    seed: int  # of the draws
+    inside: Tensor | None = None  # see Batch
+    pair_TV: Clip | None = None  # a second clip of the same run, for objectives that compare clips
 
-    def reconstruct(self, model: MaskedReconstruction, positions: Sequence[int]) -> Reconstruction:
-        """What a model predicts for the hidden tokens of the samples at `positions`."""
-        device = self.box.voxel_index_V.device
-        bold_BTV = torch.from_numpy(np.stack([self.clip_TV(position) for position in positions])).to(device)
-        masks = [self.hidden(position, bold_BTV.shape[1] // model.encoder.patch[3]) for position in positions]
-        clip_B1XYZT = scatter_voxels(bold_BTV, self.box.voxel_index_V, self.box.shape)
-        return reconstruct(model, clip_B1XYZT, torch.stack(masks).to(device), self.box.brain_xyzP)
+    def batch(self, positions: Sequence[int], progress: float = 0.0) -> Batch:
+        """The samples at some positions."""
+        draws = [sample_draw(self.seed, position) for position in positions]
+        pair = None if self.pair_TV is None else self._lay(self.pair_TV, positions)
+        return Batch(self._lay(self.clip_TV, positions), draws, progress, self.inside, pair)
 
-    def hidden(self, position: int, times: int) -> Tensor:
-        """The mask of a sample, `(x, y, z, t)`."""
-        return hidden_tokens(self.seed, position, self.box.brain_xyz, times, self.ratio, self.kind)
+    def _lay(self, clip_TV: Clip, positions: Sequence[int]) -> Tensor:
+        return self.raster.lay(torch.from_numpy(np.stack([clip_TV(position) for position in positions])))
+
+
+def real_values(learner: Reconstructor, raster: Raster) -> Tensor:
+    """Which values of a token are in the brain, `(*places, 1, P)`; the same at all times."""
+    frames = learner.encoder.frames_per_token
+    everywhere_1TV = torch.ones(1, frames, len(raster.index_V), device=raster.index_V.device)
+    return learner.patchify(raster.lay(everywhere_1TV))[0] > 0

@@ -1,14 +1,15 @@
 """The stage that pretrains one cell, and the one that chooses an architecture's learning rate.
 
-Legend: T frames; V voxels in the mask.
+Legend: T frames; V columns of a shard.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,25 @@ import torch
 
 from pipeline.artefact import digest, provenance, read_json, write_json, write_table, write_text
 from pipeline.bold.clips import Runs, clip_position
-from pipeline.bold.people import cell_people
-from pipeline.bold.template import Template, load_template
+from pipeline.bold.template import load_template
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.grid import RANDOM, Cell, cell_datasets, sweep_rate
-from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.grid import Cell
+from pipeline.models.cost import count_flops
+from pipeline.models.mup import initialise, rate_factors
+from pipeline.models.reconstruction import Reconstructor
+from pipeline.models.voxels import Raster
 from pipeline.pretrain.card import model_card
-from pipeline.pretrain.checkpoint import Store, build_model, load_cell, save_model
-from pipeline.pretrain.flops import Flops, count_flops
-from pipeline.pretrain.objectives import masked_loss
+from pipeline.pretrain.checkpoint import Store, load_cell, save_model
+from pipeline.pretrain.masks import hidden_tokens
+from pipeline.pretrain.objectives import PAIRED, build_learner, objective_of
+from pipeline.pretrain.objectives.batch import Objective
+from pipeline.pretrain.people import Entry, Paths, People, choose_people, person
+from pipeline.pretrain.plan import Plan, make_plan, peak_rate, width_of
 from pipeline.pretrain.progress import progress
-from pipeline.pretrain.samples import Box, Samples
-from pipeline.pretrain.trainer import COLUMNS, Recipe, Training, train
+from pipeline.pretrain.rasters import raster_of
+from pipeline.pretrain.samples import Samples, real_values
+from pipeline.pretrain.trainer import COLUMNS, Training, train
 from pipeline.pretrain.validation import Validation, validate
 from pipeline.stages import VERSIONS
 from pipeline.tables import HISTORY_SCHEMA, cell_columns
@@ -39,41 +46,34 @@ __all__ = ["choose_learning_rate", "load_cell", "run_cell"]
 
 # Held-out clips and masks are the same for every cell, whatever it was trained with, so that R^2 has one meaning.
 VALIDATION_SEED, VALIDATION_RATIO, VALIDATION_CLIPS = 1_000_003, 0.5, 2
-
-Entry = Mapping[str, Any]
-Paths = Mapping[str, str | Path]
+PAIR_STREAM = 2  # keeps the draws of second clips apart from those of masks
 
 
 @dataclass(frozen=True)
-class People:
-    """Who is trained on, by their first run, and who is held out, by all runs."""
+class Lesson:
+    """A plan with its model, what it sees and by what it is trained."""
 
-    trained: list[Entry]
-    held_out: list[Entry]
-
-    @property
-    def names(self) -> list[str]:
-        """`dataset/subject` of those trained on."""
-        return [_person(entry) for entry in self.trained]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides a cell's weights."""
-
-    cell: Cell
-    model: str
-    spec: dict[str, Any]
-    recipe: Recipe
-    masks: dict[str, Any]
-    contract: dict[str, Any]
-    sources: list[tuple[str, str]]  # person and checksum of the run trained on
+    plan: Plan
+    learner: Any
+    raster: Raster
+    context: int
 
     @property
-    def hash(self) -> str:
-        """Stands for all of it; a checkpoint of another hash is refused."""
-        neutral = replace(self, recipe=replace(self.recipe, checkpoint_every_s=0.0))
-        return digest([asdict(neutral), VERSIONS["pretrain"]])
+    def inside(self) -> torch.Tensor | None:
+        """Which values of a token are in the brain; None where nothing is cut into tokens."""
+        if not isinstance(self.learner, Reconstructor):
+            return None
+        return real_values(self.learner, self.raster)
+
+    def objective(self, ratio: float) -> Objective:
+        """The objective, which hides that share of the tokens."""
+        masks, inside, hide = self.plan.masks, self.inside, None
+        if inside is not None:
+            times = self.context // self.learner.encoder.frames_per_token
+            places = inside.flatten(-2).any(-1).cpu()
+            hide = partial(hidden_tokens, places=places, times=times, ratio=ratio, kind=masks["kind"])
+        options = self.plan.objective_options
+        return objective_of(self.plan.objective, self.learner, hide, masks["loss"], options, self.context)
 
 
 def run_cell(
@@ -86,11 +86,13 @@ def run_cell(
     learning_rate_file: str | Path | None,
     output_folder: str | Path,
     state_root: str | Path,
+    flatmap_folder: str | Path | None = None,
 ) -> None:
     """Pretrain one cell and write summary.json, history.parquet, encoder.safetensors and model_card.md.
 
     A person is trained on by the first `cell.frames` frames of their first run, so N x T counts unique frames exactly.
     Held out are evaluation people, or, for a cell of the learning-rate sweep, pretraining people it does not train on.
+    `flatmap_folder` holds flatmap.npz; only models of flat maps need it.
 
     Raises
     ------
@@ -100,123 +102,41 @@ def run_cell(
     template, output = load_template(template_folder), Path(output_folder)
     people = choose_people(study, cell, manifests, draws, evaluation_set)
     plan = make_plan(study, cell, template, people, peak_rate(study, cell, learning_rate_file))
-    torch.manual_seed(cell.seed)
-    model = build_model(plan.model, plan.spec).to(_device(study))
-    box = Box.of(template.mask_XYZ, template.voxel_index_V, model.encoder.patch, model.mask_token.device)
-    samples = training_samples(study, plan, box, people.trained)
+    raster = raster_of(plan.metadata, template, flatmap_folder, _device(study))
+    lesson = prepare(study, plan, raster)
+    objective = lesson.objective(plan.masks["ratio"])
     store = Store(Path(state_root) / plan.hash, {"cell_hash": plan.hash, "contract": plan.contract})
-    training = fit(plan, model, samples, store)
-    scores = score(plan, model, held_out_samples(study, plan, box, people.held_out), people.held_out)
-    context = study.pretrain.context_frames
-    hidden = int(samples.hidden(0, context // model.encoder.patch[3]).sum())
-    flops = count_flops(model, template.shape, context, hidden)
-    summary = summarise(study, plan, model, people, flops, training) | validation_columns(scores)
+    samples = training_samples(lesson, people.trained)
+    training = fit(lesson, objective, samples, store)
+    scores = score(lesson, people.held_out)
+    summary = summarise(study, lesson, people, training, costs(lesson, objective, samples))
+    summary |= validation_columns(scores)
     collapsed = training.step > 0 and scores.effective_rank < study.pretrain.collapsed_rank
     summary["status"] = "collapsed" if collapsed and training.status == "completed" else training.status
     summary["provenance"] = provenance("pretrain", VERSIONS["pretrain"], plan.hash, {**manifests, "draws": draws})
-    write_results(output, plan, model, training, summary)
+    write_results(output, lesson, training, summary)
     store.clear()
 
 
-def write_results(
-    output: Path, plan: Plan, model: MaskedReconstruction, training: Training, summary: Mapping[str, Any]
-) -> None:
+def write_results(output: Path, lesson: Lesson, training: Training, summary: Mapping[str, Any]) -> None:
     """The four files of a cell; the summary last."""
-    history = history_table(plan, training, summary["tokens"] // max(1, training.step))
+    history = history_table(lesson.plan, training, summary["tokens"] // max(1, training.step))
     write_table(output / "history.parquet", history, HISTORY_SCHEMA, summary["provenance"])
-    save_model(output / "encoder.safetensors", model, encoder_metadata(plan))
-    write_text(output / "model_card.md", model_card(summary, plan.spec["context_frames"]))
+    save_model(output / "encoder.safetensors", lesson.learner, lesson.plan.metadata)
+    write_text(output / "model_card.md", model_card(summary, lesson.context))
     write_json(output / "summary.json", summary)
 
 
-def choose_people(study: Study, cell: Cell, manifests: Paths, draws: str | Path, evaluation_set: str | Path) -> People:
-    """Who is trained on and who is held out.
-
-    Raises
-    ------
-    InputError : too few people, or a first run shorter than `cell.frames`.
-    """
-    runs = _runs_by_person(manifests)
-    datasets = cell_datasets(study, cell)
-    names = cell_people(Path(draws), cell.draw, cell.subjects, datasets)
-    if sweep_rate(cell) is None:
-        kept = read_json(evaluation_set)["people"]
-        candidates = [f"{name}/{subject}" for name in datasets for subject in kept.get(name, [])]
-        held_out = sorted(candidates, key=digest)
-    else:
-        everyone = [name for name in read_json(draws)[str(cell.draw)] if name.split("/")[0] in datasets]
-        held_out = [name for name in everyone if name not in names]
-    held_out = [name for name in held_out if name in runs][: study.pretrain.validation_people]
-    if not held_out:
-        hint = "Give a pretraining data set evaluation_people; leave people over in grid.learning_rate.subjects."
-        raise InputError(f"cell {cell.path}", "nobody held out", "people for the validation loss", hint)
-    trained = [_first_run(runs, name, cell.frames) for name in names]
-    return People(trained, [entry for name in held_out for entry in runs[name]])
-
-
-def _runs_by_person(manifests: Paths) -> dict[str, list[Entry]]:
-    runs: dict[str, list[Entry]] = {}
-    for manifest in manifests.values():
-        for entry in sorted(read_json(manifest)["runs"], key=lambda entry: (entry["session"], entry["run"])):
-            runs.setdefault(_person(entry), []).append(entry)
-    return runs
-
-
-def _person(entry: Entry) -> str:
-    return f"{entry['dataset']}/{entry['subject']}"
-
-
-def _first_run(runs: Mapping[str, Sequence[Entry]], name: str, frames: int) -> Entry:
-    entry = runs[name][0]
-    if entry["frames"] < frames:
-        hint = "Lower T in the grid, or raise shards.min_frames so that short runs are quarantined."
-        raise InputError(entry["path"], f"{entry['frames']} frames", f"at least T = {frames}", hint)
-    return entry
-
-
-def peak_rate(study: Study, cell: Cell, learning_rate_file: str | Path | None) -> float:
-    """Learning rate of a cell: its own in the sweep, 0 untrained, else the chosen one scaled by the ratio of widths.
-
-    The update of a hidden matrix by Adam changes its output in proportion to the width, hence the ratio.
-    Source: Yang et al. (2022), Tensor Programs V.
-    """
-    if cell.variant == RANDOM:
-        return 0.0
-    if (own := sweep_rate(cell)) is not None:
-        return own
-    if learning_rate_file is None:
-        return study.pretrain.learning_rate
-    chosen = read_json(learning_rate_file)
-    return float(chosen["rate"] * chosen["at_width"] / study.architectures[cell.architecture].sizes[cell.size].width)
-
-
-def make_plan(study: Study, cell: Cell, template: Template, people: People, learning_rate: float) -> Plan:
-    """Put together what decides the cell's weights."""
-    architecture, settings = study.architectures[cell.architecture], study.pretrain
-    spec: dict[str, Any] = {"patch": [*template.patch, 1], "context_frames": settings.context_frames}
-    spec |= architecture.sizes[cell.size].model_dump(mode="json") | architecture.options
-    spec["grid"] = [voxels // edge for voxels, edge in zip(template.shape, spec["patch"][:3], strict=True)]
-    recipe = Recipe(
-        steps=0 if cell.variant == RANDOM else settings.steps,
-        batch=settings.batch_clips,
-        learning_rate=learning_rate,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        diverged_above=settings.diverged_above,
-        checkpoint_every_s=settings.checkpoint_every_s,
-    )
-    masks = {"ratio": architecture.mask_ratio, "kind": settings.mask, "loss": settings.loss}
-    contract = {"template": template.key, "space": template.space, "normalisation": "voxel-z"}
-    contract |= {"tr_s": people.trained[0]["tr_s"]}
-    sources = [(_person(entry), entry["manifest"]) for entry in people.trained]
-    return Plan(cell, architecture.model, spec, recipe, masks, contract, sources)
-
-
-def encoder_metadata(plan: Plan) -> dict[str, Any]:
-    """What stands in the weights' header; it holds no time, so equal training gives equal bytes."""
-    named = {"cell": plan.cell.path, "cell_hash": plan.hash, "masks": plan.masks}
-    return {"model": plan.model, "spec": plan.spec, "contract": plan.contract, **named}
+def prepare(study: Study, plan: Plan, raster: Raster) -> Lesson:
+    """Build the learner, with fresh weights that the cell's seed alone decides."""
+    torch.manual_seed(plan.cell.seed)
+    learner: Any = build_learner(plan.model, plan.spec, plan.objective)
+    if plan.base_spec is not None:
+        initialise(learner, build_learner(plan.model, plan.base_spec, plan.objective))
+    if plan.contract["kind"] == "flatmap":
+        learner.encoder.set_cortex(raster.filled())
+    context = study.context_frames(plan.cell.architecture)
+    return Lesson(plan, learner.to(raster.index_V.device), raster, context)
 
 
 def _device(study: Study) -> torch.device:
@@ -226,59 +146,112 @@ def _device(study: Study) -> torch.device:
     return torch.device(wanted)
 
 
-def training_samples(study: Study, plan: Plan, box: Box, trained: list[Entry]) -> Samples:
+def training_samples(lesson: Lesson, trained: list[Entry]) -> Samples:
     """Clips of the first frames of the people trained on, in the order of the cell's seed."""
-    cell, context = plan.cell, study.pretrain.context_frames
-    runs = Runs(trained, plan.contract)
-    frame_counts = [[cell.frames]] * len(trained)
+    plan, context = lesson.plan, lesson.context
+    runs, frame_counts = Runs(trained, plan.contract), [[plan.cell.frames]] * len(trained)
 
-    def clip_TV(position: int) -> np.ndarray:
-        return runs.clip(*clip_position(cell.seed, position, frame_counts, context), context)
+    def place(position: int) -> tuple[int, int]:
+        return clip_position(plan.cell.seed, position, frame_counts, context)
 
-    return Samples(clip_TV, box, cell.seed, plan.masks["ratio"], plan.masks["kind"])
+    return _samples(lesson, runs, place, lambda _: plan.cell.frames, plan.cell.seed)
 
 
-def held_out_samples(study: Study, plan: Plan, box: Box, held_out: list[Entry]) -> Samples:
+def held_out_samples(lesson: Lesson, held_out: list[Entry]) -> Samples:
     """Clips evenly spaced in the runs of held-out people."""
-    runs, context = Runs(held_out, plan.contract), study.pretrain.context_frames
+    runs, context = Runs(held_out, lesson.plan.contract), lesson.context
+
+    def place(position: int) -> tuple[int, int]:
+        run, clip = divmod(position, VALIDATION_CLIPS)
+        return run, (runs.frames(run) - context) * (clip + 1) // (VALIDATION_CLIPS + 1)
+
+    return _samples(lesson, runs, place, runs.frames, VALIDATION_SEED)
+
+
+def _samples(
+    lesson: Lesson, runs: Runs, place: Callable[[int], tuple[int, int]], frames: Callable[[int], int], seed: int
+) -> Samples:
+    context = lesson.context
 
     def clip_TV(position: int) -> np.ndarray:
-        run, clip = divmod(position, VALIDATION_CLIPS)
-        start = (runs.frames(run) - context) * (clip + 1) // (VALIDATION_CLIPS + 1)
-        return runs.clip(run, start, context)
+        return runs.clip(*place(position), context)
 
-    return Samples(clip_TV, box, VALIDATION_SEED, VALIDATION_RATIO, plan.masks["kind"])
+    def pair_TV(position: int) -> np.ndarray:
+        run, start = place(position)
+        return runs.clip(run, apart(start, context, frames(run), seed, position), context)
+
+    paired = pair_TV if lesson.plan.objective in PAIRED else None
+    return Samples(clip_TV, lesson.raster, seed, lesson.inside, paired)
 
 
-def fit(plan: Plan, model: MaskedReconstruction, samples: Samples, store: Store) -> Training:
-    """Train the model, from its last checkpoint on."""
-    loss = plan.masks["loss"]
+def apart(start: int, context: int, frames: int, seed: int, position: int) -> int:
+    """First frame of a second clip of a run that does not overlap the one from `start`, every such frame alike.
+
+    Raises
+    ------
+    InputError : the frames hold no second clip.
+    """
+    starts = [*range(0, start - context + 1), *range(start + context, frames - context + 1)]
+    if not starts:
+        hint = "Raise T in the grid, or shorten context_frames."
+        raise InputError("objective contrastive", f"{frames} frames", f"room for two clips of {context}", hint)
+    return int(np.random.default_rng([seed, PAIR_STREAM, position]).choice(starts))
+
+
+def fit(lesson: Lesson, objective: Objective, samples: Samples, store: Store) -> Training:
+    """Train the learner, from its last checkpoint on."""
+    plan, recipe = lesson.plan, lesson.plan.recipe
+    factors = None
+    if plan.base_spec is not None:
+        with torch.device("meta"):
+            factors = rate_factors(lesson.learner, build_learner(plan.model, plan.base_spec, plan.objective))
 
     def loss_of(positions: range) -> torch.Tensor:
-        return masked_loss(samples.reconstruct(model, positions), loss)
+        torch.manual_seed(plan.cell.seed + positions.start)  # dropout is a function of the step, also after a resume
+        return objective.loss(samples.batch(positions, positions.start / (recipe.batch * recipe.steps)))
 
-    return train(model, loss_of, plan.recipe, store, progress(plan.cell.path, plan.recipe.steps))
+    def after_step(step: int) -> None:
+        objective.after_step(step / recipe.steps)
+
+    lesson.learner.train()
+    report = progress(plan.cell.path, recipe.steps)
+    return train(lesson.learner, loss_of, recipe, store, report, after_step, factors)
 
 
-def score(plan: Plan, model: MaskedReconstruction, samples: Samples, held_out: list[Entry]) -> Validation:
-    """Score the model on held-out people."""
-    person_K = [_person(entry) for entry in held_out for _ in range(VALIDATION_CLIPS)]
-    return validate(partial(samples.reconstruct, model), person_K, plan.masks["loss"])
+def score(lesson: Lesson, held_out: list[Entry]) -> Validation:
+    """Score the learner on held-out people."""
+    person_K = [person(entry) for entry in held_out for _ in range(VALIDATION_CLIPS)]
+    lesson.learner.eval()
+    samples = held_out_samples(lesson, held_out)
+    return validate(lesson.objective(VALIDATION_RATIO), lesson.learner.encoder, samples.batch, person_K)
+
+
+def costs(lesson: Lesson, objective: Objective, samples: Samples) -> tuple[int, int]:
+    """Operations of encoding a clip, and of a training step's share of a clip, counted as they run."""
+    learner, batch = lesson.learner, samples.batch(range(2))
+    state = {name: value.clone() for name, value in learner.named_buffers()}
+    with torch.no_grad():
+        encoded = count_flops(learner.encoder, lambda: learner.encoder(batch.clip)).forward
+    step = count_flops(learner, lambda: objective.loss(batch))
+    for name, value in learner.named_buffers():
+        value.copy_(state[name])  # running means of a norm
+    return encoded // 2, (step.forward + step.backward) // 2
 
 
 def summarise(
-    study: Study, plan: Plan, model: MaskedReconstruction, people: People, flops: Flops, training: Training
+    study: Study, lesson: Lesson, people: People, training: Training, flops: tuple[int, int]
 ) -> dict[str, Any]:
     """What training cost and where it ended."""
-    context = study.pretrain.context_frames
-    clip_tokens = int(np.prod(model.encoder.grids[0])) * (context // model.encoder.patch[3])
-    encoder, whole = (sum(weights.numel() for weights in part.parameters()) for part in (model.encoder, model))
+    plan, encoder = lesson.plan, lesson.learner.encoder
+    clip_tokens = lesson.context // encoder.frames_per_token * _places(lesson)
+    parameters, whole = (sum(weights.numel() for weights in part.parameters()) for part in (encoder, lesson.learner))
     return {
         **cell_columns(plan.cell),
-        "parameters": encoder,
-        "decoder_parameters": whole - encoder,
-        "flops_per_clip": float(flops.forward),
-        "train_flops": float(flops.step * plan.recipe.batch * training.step),
+        "objective": plan.objective,
+        "parameters": parameters,
+        "decoder_parameters": whole - parameters,
+        "flops_per_clip": float(flops[0]),
+        "train_flops": float(flops[1] * plan.recipe.batch * training.step),
         "steps": training.step,
         "skipped_steps": training.skipped,
         "tokens": training.step * plan.recipe.batch * clip_tokens,
@@ -295,6 +268,20 @@ def summarise(
         "cell_hash": plan.hash,
         "contract": plan.contract,
     }
+
+
+def _places(lesson: Lesson) -> int:
+    """Places of a clip's tokens: those the learner cuts it into, else those of its features."""
+    inside = lesson.inside
+    if inside is not None:
+        return prod(inside.shape[:-2])
+    with torch.no_grad():
+        features = lesson.learner.encoder(
+            lesson.raster.lay(
+                torch.zeros(1, lesson.context, len(lesson.raster.index_V), device=lesson.raster.index_V.device)
+            )
+        )
+    return prod(features.shape[2:-1])
 
 
 def _mean(losses: torch.Tensor) -> float | None:
@@ -340,12 +327,11 @@ def choose_learning_rate(study: Study, architecture: str, summaries: Iterable[st
         found = ", ".join(f"{rate:g}: {cell['status']}" for rate, cell in zip(rates, cells, strict=True))
         hint = "Add lower rates."
         raise InputError("grid.learning_rate.rates", found, f"a rate at which {architecture} trains", hint)
-    swept = study.architectures[architecture].sizes[study.grid.learning_rate.size]
     chosen = {
         "architecture": architecture,
         "rate": ranked[0][1] if ranked else study.pretrain.learning_rate,
         "decided_by": "sweep" if ranked else "pretrain.learning_rate, because grid.learning_rate.rates is empty",
-        "at_width": swept.width,
+        "at_width": width_of(study, architecture, study.swept_size(architecture)),
         "rates": rates,
         "losses": losses,
         "statuses": [cell["status"] for cell in cells],

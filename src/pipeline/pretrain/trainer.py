@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -64,9 +64,17 @@ class Training:
 
 
 def train(
-    model: nn.Module, loss_of: LossOf, recipe: Recipe, store: Store | None = None, report: Report | None = None
+    model: nn.Module,
+    loss_of: LossOf,
+    recipe: Recipe,
+    store: Store | None = None,
+    report: Report | None = None,
+    after_step: Callable[[int], None] | None = None,
+    rate_factors: Mapping[str, float] | None = None,
 ) -> Training:
     """Train a model in place, from where its last checkpoint stands, until it is done, diverged or stopped.
+
+    `after_step` is told how many steps are done; `rate_factors` are of single parameters, see `AdamW`.
 
     A step whose loss or gradient is not finite is skipped and counted. SIGTERM, SIGINT and SIGUSR2 end the loop at the
     next step boundary, after a checkpoint.
@@ -76,7 +84,7 @@ def train(
     Unfinished : a signal came; the same call goes on where this one stopped.
     InputError : the checkpoint in `store` belongs to another cell or to other data.
     """
-    optimiser = AdamW(model, recipe.weight_decay)
+    optimiser = AdamW(model, recipe.weight_decay, rate_factors)
     training = resume(model, optimiser, recipe, store)
     started, saved = time.monotonic() - training.seconds, time.monotonic()
     if store:
@@ -84,6 +92,8 @@ def train(
     with asked_to_stop() as stop:
         while training.status is None and training.step < recipe.steps:
             take_step(model, optimiser, loss_of, recipe, training)
+            if after_step:
+                after_step(training.step)
             training.seconds = time.monotonic() - started
             training.history[training.step - 1, 3] = training.seconds
             if report:
@@ -124,12 +134,16 @@ def take_step(model: nn.Module, optimiser: AdamW, loss_of: LossOf, recipe: Recip
 
 
 def has_diverged(training: Training, recipe: Recipe) -> bool:
-    """Whether too many steps were skipped, or the smoothed loss stands far above the lowest it has reached."""
+    """Whether too many steps were skipped, or the smoothed loss stands far above the lowest it has reached and above
+    where it started: a loss that can fall to nothing, as of pairs or of a teacher, may rise tenfold from there.
+    """
     if training.skipped > max(5, MAX_SKIPPED * recipe.steps):
         return True
-    recent = training.losses[-SMOOTHED_STEPS:].nanmean().item()
+    recent, start = (
+        part.nanmean().item() for part in (training.losses[-SMOOTHED_STEPS:], training.losses[:SMOOTHED_STEPS])
+    )
     training.lowest = min(training.lowest, recent)
-    return recent > recipe.diverged_above * training.lowest
+    return recent > max(start, recipe.diverged_above * training.lowest)
 
 
 @contextmanager

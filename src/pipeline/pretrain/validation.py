@@ -1,7 +1,6 @@
 """Held-out loss and R^2 on clips and masks that are the same for every cell, with intervals over people.
 
-Legend: B clip of a batch; K clip; M hidden tokens; P voxels of a patch; C channels; I people; R resamples;
-x y z t places and token times.
+Legend: B clip of a batch; K clip; M hidden tokens; P values of a patch; C channels; I people; R resamples.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.intervals import Interval, group_weights, percentile_interval
-from pipeline.pretrain.objectives import Loss, Reconstruction
+from pipeline.pretrain.objectives.batch import Batch, Objective
+from pipeline.pretrain.objectives.reconstruction import Loss, MaskedObjective, Reconstruction
 from pipeline.tables import VALIDATION_CONFIDENCE
 
 CLIPS_AT_ONCE = 8
@@ -32,12 +32,16 @@ class Validation:
     people: int
 
 
-def validate(reconstruct: Callable[[range], Reconstruction], person_K: Sequence[str], loss: Loss) -> Validation:
+def validate(
+    objective: Objective, encoder: nn.Module, batch: Callable[[range], Batch], person_K: Sequence[str]
+) -> Validation:
     """Score a model.
 
     Parameters
     ----------
-    reconstruct : clips by number -> their hidden tokens, predicted and true.
+    objective : what it was trained by; one that does not reconstruct has a loss, but no R^2 (NaN).
+    encoder : its frozen part, whose features' rank is measured.
+    batch : held-out clips by number.
     person_K : whose clip each is.
 
     Returns
@@ -48,9 +52,15 @@ def validate(reconstruct: Callable[[range], Reconstruction], person_K: Sequence[
     sums, pooled = [], []
     with torch.inference_mode():
         for start in range(0, len(person_K), CLIPS_AT_ONCE):
-            found = reconstruct(range(start, min(start + CLIPS_AT_ONCE, len(person_K))))
-            sums.append(_sums(found, loss))
-            pooled.append(found.features_BCxyzt.flatten(2).mean(-1))
+            clips = batch(range(start, min(start + CLIPS_AT_ONCE, len(person_K))))
+            if isinstance(objective, MaskedObjective):
+                found = objective.reconstruct(clips)
+                sums.append(_sums(found, objective.error))
+                features = found.features
+            else:
+                sums.append(_sums_of_loss(objective.loss(clips), len(clips.clip)))
+                features = encoder(clips.clip)
+            pooled.append(features.flatten(2).mean(-1))
     people, number_K = np.unique(person_K, return_inverse=True)
     totals_I4 = np.zeros((len(people), 4))
     np.add.at(totals_I4, number_K, torch.cat(sums).numpy())
@@ -64,8 +74,14 @@ def _sums(found: Reconstruction, loss: Loss) -> Tensor:
     squared_M = error_MP.square().sum(1)
     error_M = squared_M if loss == "mse" else error_MP.abs().sum(1)
     columns_M4 = torch.stack((error_M, squared_M, found.true_MP.square().sum(1), found.inside_MP.sum(1)), 1)
-    sums_B4 = torch.zeros(len(found.features_BCxyzt), 4, dtype=torch.float64)
+    sums_B4 = torch.zeros(len(found.features), 4, dtype=torch.float64)
     return sums_B4.index_add_(0, found.clip_M.cpu(), columns_M4.double().cpu())
+
+
+def _sums_of_loss(loss: Tensor, clips: int) -> Tensor:
+    """The same columns where there is but one loss for all clips of a batch, and nothing is reconstructed."""
+    row_4 = torch.tensor([loss.item(), torch.nan, torch.nan, 1.0], dtype=torch.float64)
+    return row_4.expand(clips, 4)
 
 
 def bootstrap(totals_I4: np.ndarray) -> tuple[Interval, Interval]:

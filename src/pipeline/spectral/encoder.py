@@ -11,13 +11,17 @@ import torch
 from pipeline.bold.template import Template
 from pipeline.config import Study
 from pipeline.grid import Cell
-from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.models.encoder import VoxelEncoder
+from pipeline.models.layers import unpatchify
+from pipeline.models.reconstruction import Reconstructor
 from pipeline.models.voxels import gather_voxels, scatter_voxels
 from pipeline.spectral.reconstruct import Model, Tiling
 
 
-def as_functions(study: Study, cell: Cell, model: MaskedReconstruction, template: Template) -> Model:
+def as_functions(study: Study, cell: Cell, model: Reconstructor, template: Template) -> Model:
     """Reconstruction and features under frozen weights, on the device where they lie."""
+    mask = study.architectures[cell.architecture].mask or study.pretrain.mask
+    assert isinstance(model.encoder, VoxelEncoder)
     device, patch = next(model.parameters()).device, model.encoder.patch
     index_V = torch.from_numpy(template.voxel_index_V).to(device)
     grid = tuple(size // edge for size, edge in zip(template.shape, patch[:3], strict=True))
@@ -29,7 +33,7 @@ def as_functions(study: Study, cell: Cell, model: MaskedReconstruction, template
     @torch.inference_mode()
     def predict(clips_BCV: np.ndarray, hidden_BNt: np.ndarray) -> np.ndarray:
         hidden_Bxyzt = torch.from_numpy(hidden_BNt).to(device).view(len(hidden_BNt), *grid, -1)
-        return np.asarray(gather_voxels(model(volumes(clips_BCV), hidden_Bxyzt), index_V).float().cpu())
+        return np.asarray(gather_voxels(rebuilt(model, volumes(clips_BCV), hidden_Bxyzt), index_V).float().cpu())
 
     @torch.inference_mode()
     def embed(clips_BCV: np.ndarray) -> np.ndarray:
@@ -39,10 +43,19 @@ def as_functions(study: Study, cell: Cell, model: MaskedReconstruction, template
     tiling = Tiling(
         place_V=place_V,
         places=int(np.prod(grid)),
-        context_frames=study.pretrain.context_frames,
+        context_frames=study.context_frames(cell.architecture),
         patch_frames=patch[3],
         mask_ratio=study.architectures[cell.architecture].mask_ratio,
-        mask=study.pretrain.mask,
+        mask="tube" if mask == "tube" else "random",
         offsets=study.spectral.offsets,
     )
     return Model(predict, embed, tiling)
+
+
+def rebuilt(model: Reconstructor, clip_B1XYZT: torch.Tensor, hidden_Bxyzt: torch.Tensor) -> torch.Tensor:
+    """A clip of what a voxel encoder's learner predicts for its hidden tokens, `(B, 1, X, Y, Z, T)`; 0 elsewhere."""
+    patches_MP, _ = model.predict(clip_B1XYZT, hidden_Bxyzt)
+    patches_NP = patches_MP.new_zeros(hidden_Bxyzt.numel(), patches_MP.shape[1])
+    patches_NP[hidden_Bxyzt.flatten()] = patches_MP
+    assert isinstance(model.encoder, VoxelEncoder)
+    return unpatchify(torch.unflatten(patches_NP, 0, hidden_Bxyzt.shape), model.encoder.patch)

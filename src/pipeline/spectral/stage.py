@@ -7,7 +7,7 @@ D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,19 +101,25 @@ def analyse_cell(
     template, folder = load_template(template_folder), Path(pretrain_folder)
     encoder, metadata = load_cell(folder)
     status = read_json(folder / "summary.json")["status"]
-    model = as_functions(study, cell, encoder, template)
     found: list[Finding | Curve] = []
-    seen: set[str] = set()
-    people = study.spectral.people if reconstructs(study, cell) else 0
-    for run in person_runs(study, manifests, evaluation_set, metadata["contract"], people, False):
-        found += _cell_findings(study, cell.architecture, model, run)
-        if not seen:  # depends on the number of frames alone
-            found += _constant_input(study, cell.architecture, model, run)
-        if run.dataset not in seen:  # a third of the encoding, were it done for everybody
-            found += _features(study, cell.architecture, model, run)
-        seen.add(run.dataset)
+    masked = metadata.get("objective", "masked reconstruction") == "masked reconstruction"
+    if masked and reconstructs(study, cell):
+        model = as_functions(study, cell, encoder, template)
+        contract, people = metadata["contract"], study.spectral.people
+        found += _of_runs(study, cell, model, person_runs(study, manifests, evaluation_set, contract, people, False))
     files = {"encoder": folder / "encoder.safetensors", "evaluation_set": evaluation_set}
     _write(study, found, partial(cell_columns, cell), status, spectral_out, spectra_out, files)
+
+
+def _of_runs(study: Study, cell: Cell, model: Model, runs: Iterable[PersonRun]) -> Found:
+    seen: set[str] = set()
+    for run in runs:
+        yield from _cell_findings(study, cell.architecture, model, run)
+        if not seen:  # depends on the number of frames alone
+            yield from _constant_input(study, cell.architecture, model, run)
+        if run.dataset not in seen:  # a third of the encoding, were it done for everybody
+            yield from _features(study, cell.architecture, model, run)
+        seen.add(run.dataset)
 
 
 def _raw_findings(study: Study, template: Template, run: PersonRun) -> Found:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models import create
+from pipeline.models import create, describe, pieces
 from pipeline.models.layers import Merging
+from pipeline.models.reconstruction import MaskedReconstruction
 from pipeline.models.swift_v1 import SwiftV1
+from pipeline.models.windows import WindowAttention
 
 State = dict[str, Tensor]
 
@@ -110,28 +112,94 @@ def random_state(model: SwiftV1) -> State:
     return state
 
 
-# In the last case no axis is a multiple of its window: every axis is padded.
-@pytest.mark.parametrize(
-    ("grid", "frames", "window", "first", "full_last"),
-    [
-        ((4, 4, 4), 20, (4, 4, 4, 4), (2, 2, 2, 2), True),
-        ((4, 4, 4), 18, (2, 2, 2, 4), (2, 2, 2, 4), True),
-        ((4, 4, 4), 18, (2, 2, 2, 4), (4, 4, 4, 4), False),
-        ((6, 8, 4), 7, (2, 3, 2, 3), (4, 3, 3, 4), False),
-    ],
-)
-def test_equals_a_plain_writing_of_the_specification(grid, frames, window, first, full_last):
+# The last two have axes that are no multiple of their window: all four of them in the last.
+CASES = [
+    (grid, frames, window, first, full_last)
+    for first in ((2, 2, 2, 2), (4, 4, 4, 4))
+    for full_last in (True, False)
+    for frames in (18, 20)
+    for grid, window in [((4, 4, 4), (2, 2, 2, 4))]
+] + [((6, 4, 6), 9, (2, 2, 3, 4), (4, 3, 4, 4), True), ((6, 10, 6), 7, (2, 3, 2, 3), (4, 4, 4, 4), False)]
+
+
+def pair(grid, frames, window, first, full_last) -> tuple[SwiftV1, Tensor, Tensor]:
+    """A model in float64, a clip, and the plain writing's features of it."""
     model = SwiftV1(
         8, (2, 2), (2, 4), grid, patch=(2, 2, 2, 1), window=window, first_window=first, full_last_stage=full_last
     )
     state = {name: value.double() for name, value in random_state(model).items()}
-    clip = torch.randn(2, 1, *(2 * length for length in grid), frames, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    clip = torch.randn(2, 1, *(2 * length for length in grid), frames, dtype=torch.float64, generator=generator)
     with torch.no_grad():
         expected = plain_swift(state, clip, 2, [2, 4], [list(first), list(window)], full_last)
-        features = model.double()(clip)
-    assert features.shape == (2, 16, grid[0] // 2, grid[1] // 2, grid[2] // 2, frames)
+    return model.double(), clip, expected
+
+
+@pytest.mark.parametrize("in_pieces", [True, False])
+@pytest.mark.parametrize(("grid", "frames", "window", "first", "full_last"), CASES)
+def test_equals_a_plain_writing_of_the_specification(monkeypatch, in_pieces, grid, frames, window, first, full_last):
+    model, clip, expected = pair(grid, frames, window, first, full_last)
+    if not in_pieces:
+        monkeypatch.setattr(pieces, "serve", lambda *_: False)
+    with torch.no_grad():
+        features = model(clip)
+    assert features.shape == (2, 16, *(-(-length // 2) for length in grid), frames)
     assert (features - expected).abs().max() < 1e-5
     assert expected.std() > 0.1
+
+
+def gradients(model: SwiftV1, clip: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    clip = clip.clone().requires_grad_()
+    model(clip).pow(3).sum().backward()
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return {**{name: value.clone() for name, value in found.items()}, "clip": clip.grad}
+
+
+def test_gradients_in_pieces_are_those_of_the_modules(monkeypatch):
+    """Pieces have a backward pass written by hand; small ones here, the last of them unequal."""
+    monkeypatch.setattr(pieces, "SCORES", 20_000)
+    monkeypatch.setattr(pieces, "ROWS", 700)
+    model, clip, _ = pair((6, 10, 6), 7, (2, 3, 2, 3), (4, 4, 4, 4), False)
+    ours = gradients(model, clip)
+    monkeypatch.setattr(pieces, "serve", lambda *_: False)
+    plain = gradients(model, clip)
+    assert ours.keys() == plain.keys()
+    for name, value in plain.items():
+        assert (ours[name] - value).abs().max() < 1e-9 * value.abs().max().clamp(min=1), name
+    assert min(value.abs().max() for value in plain.values()) > 1e-6
+
+
+def test_hand_written_gradient_is_that_of_finite_differences():
+    attention = WindowAttention(4, 2, (2, 2, 2, 2), shifted=True).double()
+    tokens = torch.randn(1, 3, 2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert pieces.serve(tokens, attention.qkv)
+    assert torch.autograd.gradcheck(attention, (tokens,))
+
+
+def test_heads_filled_up_inside_the_kernel_change_nothing(monkeypatch):
+    """What CUDA does with heads of 3 channels, forced on the CPU; the scores keep the scale of 3."""
+    monkeypatch.setattr(pieces, "serve", lambda *_: False)
+    attention = WindowAttention(6, 2, (2, 2, 2, 2), shifted=True).double()
+    tokens = torch.randn(2, 4, 4, 4, 4, 6, dtype=torch.float64)
+    plain = attention(tokens)
+    monkeypatch.setattr(WindowAttention, "head_multiple", 8)
+    assert (attention(tokens) - plain).abs().max() < 1e-12
+
+
+def test_query_norm_and_scale_of_the_scores_against_a_plain_writing():
+    attention = WindowAttention(6, 2, (2, 2, 2, 2), shifted=False, qk_norm=True, scale=0.7)
+    with torch.no_grad():
+        for norm in (attention.q_norm, attention.k_norm):
+            norm.weight.copy_(torch.rand(3) + 0.5)
+            norm.bias.copy_(torch.randn(3))
+    tokens = torch.randn(1, 2, 2, 2, 2, 6)
+    state = attention.state_dict()
+    q, k, v = (tokens.view(16, 6) @ state["qkv.weight"].T + state["qkv.bias"]).view(16, 3, 2, 3).unbind(1)
+    q, k = (plain_norm(state, f"{name}_norm", part) for name, part in (("q", q), ("k", k)))
+    heads = [(0.7 * q[:, h] @ k[:, h].T).softmax(-1) @ v[:, h] for h in range(2)]
+    expected = torch.cat(heads, -1) @ state["proj.weight"].T + state["proj.bias"]
+    assert (attention(tokens).view(16, 6) - expected).abs().max() < 1e-6
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
@@ -156,12 +224,88 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 
 def test_paper_size_has_the_keys_and_shapes_of_the_released_encoders():
     with torch.device("meta"):
-        model = create("swift_v1", width=36, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), grid=(16, 16, 16))
+        model = create("swift_v1")
         features = model(torch.empty(1, 1, 96, 96, 96, 20))
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert shapes == expected_shapes()
     assert (len(shapes), sum(value.numel() for value in model.state_dict().values())) == (165, 4_315_212)
     assert features.shape == (1, 288, 2, 2, 2, 20)
+
+
+# Millions that the authors' code counts, at the width of each size.
+COUNTS = {"e24": "1.97", "paper": "4.315", "e48": "7.56", "e72": "16.8", "e96": "29.6", "e132": "55.7"}
+COUNTS |= {"e144": "66.2", "e192": "117.2", "e288": "262.7", "e384": "466.2"}
+
+
+@pytest.mark.parametrize(("size", "millions"), COUNTS.items())
+def test_sizes_have_the_published_parameters(size, millions):
+    with torch.device("meta"):
+        count = sum(value.numel() for value in create("swift_v1", size).parameters())
+    assert f"{count / 1e6:.{len(millions.split('.')[1])}f}" == millions
+
+
+def test_final_norm_alone_is_without_gradient():
+    model = MaskedReconstruction(
+        create("swift_v1", width=6, depths=(2, 1), heads=(1, 2), grid=(4, 4, 4), patch=(2, 2, 2, 2))
+    )
+    hidden = torch.rand(1, 4, 4, 4, 10) < 0.5
+    patches_MP, features = model.predict(torch.randn(1, 1, 8, 8, 8, 20), hidden)
+    patches_MP.square().sum().backward()
+    assert features.shape == (1, 12, 2, 2, 2, 10)
+    without = [name for name, value in model.encoder.named_parameters() if value.grad is None]
+    assert without == ["norm.weight", "norm.bias"]
+    assert all(name.startswith(tuple(describe("swift_v1").without_gradient)) for name in without)
+
+
+def test_stability_options_add_their_own_parameters_and_nothing_else():
+    """Scales that start at 1 leave a block as it is; at 0 they leave it out."""
+    spec = {
+        "width": 8,
+        "depths": (2, 2),
+        "heads": (2, 4),
+        "grid": (4, 4, 4),
+        "patch": (2, 2, 2, 1),
+        "context_frames": 4,
+    }
+    clip = torch.randn(1, 1, 8, 8, 8, 4)
+    bare, one, none = (create("swift_v1", **spec, layer_scale=start) for start in (None, 1.0, 0.0))
+    for model in (one, none):
+        missing, unexpected = model.load_state_dict(bare.state_dict(), strict=False)
+        assert not unexpected
+        assert {name.split(".", 4)[4] for name in missing} == {"ls1.gamma", "ls2.gamma"}
+    with torch.no_grad():
+        assert torch.allclose(one(clip), bare(clip), atol=1e-6)
+        tokens = none.patch_embed(clip)
+        merged = none.pos_embeds[1](none.layers[0].downsample(none.pos_embeds[0](tokens)))
+        assert torch.allclose(none(clip), merged.movedim(-1, 1), atol=1e-6)
+    normed = create("swift_v1", **spec, qk_norm=True)
+    assert len(normed.state_dict()) == len(bare.state_dict()) + 4 * 4
+
+
+def test_a_change_of_one_frame_stays_in_its_windows_of_time():
+    """Unshifted windows of 4 frames: frame 5 is seen by frames 4 to 7 and by no other."""
+    model = create(
+        "swift_v1", width=8, depths=(1, 1), heads=(2, 4), grid=(4, 4, 4), patch=(2, 2, 2, 1), context_frames=12
+    )
+    clip = torch.randn(1, 1, 8, 8, 8, 12)
+    other = clip.clone()
+    other[..., 5] += 1
+    with torch.no_grad():
+        changed = (model(other) - model(clip)).abs().amax(dim=(0, 1, 2, 3, 4))
+    assert changed[4:8].min() > 1e-4
+    assert changed[[0, 1, 2, 3, 8, 9, 10, 11]].max() == 0
+
+
+def test_bfloat16_is_close_to_float32():
+    torch.manual_seed(0)
+    model = create(
+        "swift_v1", width=16, depths=(2, 2), heads=(2, 4), grid=(4, 4, 4), patch=(2, 2, 2, 1), context_frames=8
+    )
+    clip = torch.randn(2, 1, 8, 8, 8, 8)
+    with torch.no_grad():
+        full = model(clip)
+        half = model.bfloat16()(clip.bfloat16()).float()
+    assert (half - full).abs().max() < 0.05 * full.abs().max()
 
 
 def test_merging_concatenates_neighbours_with_x_slowest():

@@ -1,0 +1,176 @@
+"""What decides a cell's weights: its model's arguments, its recipe, its data; and the hash that stands for it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefact import digest, read_json
+from pipeline.bold.reader import Shard
+from pipeline.bold.template import Template
+from pipeline.config import Study
+from pipeline.errors import InputError
+from pipeline.grid import RANDOM, Cell, sweep_rate
+from pipeline.models import arguments, describe, takes
+from pipeline.pretrain.parcel_tables import parcel_tables
+from pipeline.pretrain.people import Entry, People, person
+from pipeline.pretrain.trainer import Recipe
+from pipeline.stages import VERSIONS
+
+# What a shard's contract must say for a model that was trained on others of its store; beside it, its normalisation.
+KIND_OF = {"voxels": "voxels", "parcels": "parcels", "flat map": "flatmap"}
+GRADIENTS = 30  # of Brain-JEPA
+OF_KIND = {"voxels": ("template", "space"), "parcels": ("atlas", "atlas_sha256", "space"), "flat map": ("flatmap",)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a cell's weights."""
+
+    cell: Cell
+    model: str
+    spec: dict[str, Any]
+    base_spec: dict[str, Any] | None  # of the size whose learning rate was chosen, under muP
+    objective: str
+    objective_options: dict[str, Any]
+    recipe: Recipe
+    masks: dict[str, Any]
+    contract: dict[str, Any]
+    sources: list[tuple[str, str]]  # person and checksum of the run trained on
+
+    @property
+    def hash(self) -> str:
+        """Stands for all of it; a checkpoint of another hash is refused."""
+        neutral = replace(self, recipe=replace(self.recipe, checkpoint_every_s=0.0))
+        return digest([asdict(neutral), VERSIONS["pretrain"]])
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What stands in the weights' header; it holds no time, so equal training gives equal bytes."""
+        named = {"cell": self.cell.path, "cell_hash": self.hash, "masks": self.masks, "objective": self.objective}
+        return {"model": self.model, "spec": self.spec, "contract": self.contract, **named}
+
+
+def make_plan(study: Study, cell: Cell, template: Template, people: People, learning_rate: float) -> Plan:
+    """Put together what decides the cell's weights.
+
+    Raises
+    ------
+    InputError : the model does not see what the architecture says, or cannot be built of its arguments.
+    """
+    architecture, settings = study.architectures[cell.architecture], study.pretrain
+    description = describe(architecture.model)
+    if description.input != architecture.input:
+        hint = "Change it, or `model`."
+        found = f"'{architecture.input}'"
+        raise InputError(f"architectures.{cell.architecture}.input", found, f"'{description.input}'", hint)
+    recipe = Recipe(
+        steps=0 if cell.variant == RANDOM else settings.steps,
+        batch=settings.batch_clips,
+        learning_rate=learning_rate,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        diverged_above=settings.diverged_above,
+        checkpoint_every_s=settings.checkpoint_every_s,
+    )
+    masks = {"ratio": architecture.mask_ratio, "kind": architecture.mask or settings.mask, "loss": settings.loss}
+    shape = data_shape(study, cell.architecture, template, people.trained)
+    base = study.swept_size(cell.architecture)
+    mup = architecture.parametrisation == "mup"
+    if mup:
+        shape |= {"base_width": _base_width(study, cell.architecture, base)}
+    return Plan(
+        cell=cell,
+        model=architecture.model,
+        spec=model_spec(study, cell.architecture, cell.size, shape),
+        base_spec=model_spec(study, cell.architecture, base, shape) if mup else None,
+        objective=architecture.objective or description.objective,
+        objective_options=architecture.objective_options,
+        recipe=recipe,
+        masks=masks,
+        contract=contract_of(architecture.input, people.trained[0]),
+        sources=[(person(entry), entry["manifest"]) for entry in people.trained],
+    )
+
+
+def data_shape(study: Study, architecture: str, template: Template, trained: Sequence[Entry]) -> dict[str, Any]:
+    """What the data say of a model's arguments, by their names: the box of the template, the parcels, the flat map."""
+    kind, frames = study.architectures[architecture].input, study.context_frames(architecture)
+    shape: dict[str, Any] = {"frames": frames, "context_frames": frames}
+    if kind == "parcels":
+        tables = parcel_tables(takes(study.architectures[architecture].model), trained, GRADIENTS)
+        return shape | tables | {"parcels": Shard.open(trained[0]["path"]).voxels}
+    if kind == "flat map":
+        return shape | {"raster": [study.flatmap.height, study.flatmap.width]}
+    return shape | {"volume": [*template.shape], "patch": [*template.patch, 1]}
+
+
+def model_spec(study: Study, architecture: str, size: str, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a size's encoder: those of the registry's size that it names, of the data, and its own.
+
+    Raises
+    ------
+    InputError : the registry has no such size, or patches do not tile the box.
+    """
+    row = study.architectures[architecture]
+    own, known = {**row.options, **row.sizes[size]}, takes(row.model)
+    named = own.pop("size", None)
+    start = arguments(row.model, named) if named else {}
+    given = {name: value for name, value in shape.items() if name in known}
+    spec = {**start, **given, **own}
+    if "grid" in known:
+        spec["patch"] = own.get("patch", start.get("patch", shape["patch"]))
+        spec["grid"] = _grid(architecture, shape["volume"], spec["patch"][:3])
+    return spec
+
+
+def _grid(architecture: str, volume: list[int], patch: list[int]) -> list[int]:
+    if any(length % edge for length, edge in zip(volume, patch, strict=True)):
+        hint = "Choose a `patch` whose edges divide it."
+        raise InputError(f"architectures.{architecture}: patch", f"{patch}", f"one that tiles {volume} voxels", hint)
+    return [length // edge for length, edge in zip(volume, patch, strict=True)]
+
+
+def _base_width(study: Study, architecture: str, base: str) -> int:
+    """Channels of the size whose learning rate was chosen, by which muP scales the scores of attention."""
+    model = study.architectures[architecture].model
+    if "base_width" not in takes(model):
+        hint = "Use standard, or swift_4d or swift_v2."
+        raise InputError(f"architectures.{architecture}.parametrisation", f"mup of '{model}'", "a model with it", hint)
+    return width_of(study, architecture, base)
+
+
+def contract_of(kind: str, first: Entry) -> dict[str, Any]:
+    """What every shard must agree on with the first one trained on."""
+    found = Shard.open(first["path"]).contract
+    shared = {field: found[field] for field in OF_KIND[kind] if field in found}
+    return {"kind": KIND_OF[kind], **shared, "normalisation": "voxel-z", "tr_s": first["tr_s"]}
+
+
+def width_of(study: Study, architecture: str, size: str) -> int:
+    """Channels of a size, from the study or from the registry's size that it names."""
+    row = study.architectures[architecture]
+    own = {**row.options, **row.sizes[size]}
+    return int(own["width"] if "width" in own else arguments(row.model, own.get("size"))["width"])
+
+
+def peak_rate(study: Study, cell: Cell, learning_rate_file: str | Path | None) -> float:
+    """Learning rate of a cell: its own in the sweep, 0 untrained, else the chosen one.
+
+    In the standard parametrisation it is scaled by the ratio of widths: the update of a hidden matrix by Adam changes
+    its output in proportion to the width. Under muP each parameter has a factor of its own (`models.mup`).
+    Source: Yang et al. (2022), Tensor Programs V.
+    """
+    if cell.variant == RANDOM:
+        return 0.0
+    if (own := sweep_rate(cell)) is not None:
+        return own
+    if learning_rate_file is None:
+        return study.pretrain.learning_rate
+    chosen = read_json(learning_rate_file)
+    if study.architectures[cell.architecture].parametrisation == "mup":
+        return float(chosen["rate"])
+    return float(chosen["rate"] * chosen["at_width"] / width_of(study, cell.architecture, cell.size))
