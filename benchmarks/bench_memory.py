@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from pipeline.models import create, describe
-from pipeline.models.reconstruction import Reconstructor
+from pipeline.models.learners.reconstruction import Reconstructor
 
 FRAMES_BEFORE = 4  # a step of so many warms up what does not grow: gradients of weights, buffers of libraries
 FRAMES = (20, 50, 100, 200, 400)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models import create, describe, pieces
-from pipeline.models.layers import Merging
-from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.models import create, describe
+from pipeline.models.learners.reconstruction import MaskedReconstruction
+from pipeline.models.parts import pieces
+from pipeline.models.parts.layers import Merging
+from pipeline.models.parts.windows import WindowAttention
 from pipeline.models.swift_v1 import SwiftV1
-from pipeline.models.windows import WindowAttention
 
 State = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.supervised import Supervised
+from pipeline.models.learners.supervised import Supervised
 from pipeline.pretrain.objectives.batch import Batch
 from pipeline.pretrain.objectives.supervised import SupervisedObjective
 

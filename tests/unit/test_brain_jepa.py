@@ -11,7 +11,7 @@ from torch.nn import functional
 from pipeline.errors import InputError
 from pipeline.models import create, describe
 from pipeline.models.brain_jepa import counted_places, functional_gradients
-from pipeline.models.joint_embedding import JointEmbedding
+from pipeline.models.learners.joint_embedding import JointEmbedding
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "predictor_width": 8, "predictor_depth": 1, "gradients": 4}
 CLIP = {"patch": 4, "parcels": 5, "frames": 12}

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from pipeline.errors import InputError
 from pipeline.models import create, describe
-from pipeline.models.autoencoder import MaskedAutoencoder
 from pipeline.models.brainlm import robust_scaling, robust_statistics, spread_places
 from pipeline.models.brainlm_upstream import ImageHead, ImagePositions
+from pipeline.models.learners.autoencoder import MaskedAutoencoder
 from pipeline.pretrain.objectives.batch import Batch
 from pipeline.pretrain.objectives.reconstruction import MaskedObjective
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 from pipeline.models import create
 from pipeline.models.brainmt import BrainMT
 from pipeline.models.description import Variant
-from pipeline.models.layers import unpatchify
-from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.models.learners.reconstruction import MaskedReconstruction
+from pipeline.models.parts.layers import unpatchify
 
 TINY = {
     "width": 16,

@@ -8,7 +8,7 @@ from planted_connectomes import PARCELS, batch_of, connectomes, learns, without_
 from torch import nn
 
 from pipeline.models.brainnettf import DESCRIPTION, BrainNetTF, ClusterReadout, orthonormal_centres
-from pipeline.models.post_norm import PostNormBlock
+from pipeline.models.parts.post_norm import PostNormBlock
 from pipeline.pretrain.objectives.supervised import SupervisedObjective
 
 TINY = {"parcels": PARCELS, "hidden": 24, "clusters": 6, "dense": (16, 8)}

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.errors import InputError, Unfinished
 from pipeline.models import create
-from pipeline.models.reconstruction import MaskedReconstruction
+from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.pretrain.checkpoint import Store, load_cell, save_model
 from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.optimiser import AdamW

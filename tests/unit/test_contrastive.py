@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from pipeline.models.contrastive import Contrastive, ContrastiveHead
+from pipeline.models.learners.contrastive import Contrastive, ContrastiveHead
 from pipeline.models.swift_v1 import SwiftV1
 from pipeline.pretrain.augmentation import Augmentation, affine, smooth
 from pipeline.pretrain.objectives.batch import Batch

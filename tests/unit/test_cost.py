@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.cost import activation_bytes, count_flops
-from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.transformer import Attention
+from pipeline.models.learners.reconstruction import MaskedReconstruction
+from pipeline.models.parts.transformer import Attention
 
 # torch's counter knows no scans, and counts the products of a graph's pooling that are no layer's.
 COUNTED_BY_TORCH = [name for name in TINY if name not in ("neurostorm", "brainmt")]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.models import create, describe
 from pipeline.models.brainlm import brainlm
-from pipeline.models.joint_embedding import JointEmbedding, Predictor
+from pipeline.models.learners.joint_embedding import JointEmbedding, Predictor
 from pipeline.pretrain.objectives.batch import Batch
 from pipeline.pretrain.objectives.jepa import BlockMasks, JepaObjective
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.models.mamba import Mamba
+from pipeline.models.parts.mamba import Mamba
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,11 @@ from pipeline.config import Architecture
 from pipeline.errors import InputError
 from pipeline.models import create, describe, names
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import patchify, unpatchify
+from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.listing import count
-from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.voxels import gather_voxels, scatter_voxels
-from pipeline.models.windows import join, partition
+from pipeline.models.parts.layers import patchify, unpatchify
+from pipeline.models.parts.voxels import gather_voxels, scatter_voxels
+from pipeline.models.parts.windows import join, partition
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/models.md").read_text()
 DOCUMENTED = [line.split("  #")[0] for line in PAGE.split("```")[1].strip().splitlines()][

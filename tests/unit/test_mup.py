@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.mup import attention_scale, initialise, rate_factors
-from pipeline.models.reconstruction import MaskedReconstruction
 from pipeline.models.swift_4d import Swift4D
 from pipeline.models.swift_v2 import SwiftV2
 from pipeline.pretrain.optimiser import AdamW

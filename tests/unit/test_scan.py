@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models import scan as scan_module
-from pipeline.models.scan import fused, selective_scan
+from pipeline.models.parts import scan as scan_module
+from pipeline.models.parts.scan import fused, selective_scan
 
 ROWS, LENGTH, CHANNELS, STATES = 2, 23, 3, 4
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.models.learners.supervised import Supervised
 from pipeline.models.signal_vit import DESCRIPTION, RotaryAttention, SignalViT
-from pipeline.models.supervised import Supervised
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "patch": 8, "length": 64}
 EMBEDDINGS, POSITIONS = ("linear", "convolution", "window"), ("learned", "sine", "rotary", "none")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder
-from pipeline.models.supervised import RegularisedEncoder, Supervised
+from pipeline.models.learners.supervised import RegularisedEncoder, Supervised
 from pipeline.pretrain.objectives.batch import Batch
 from pipeline.pretrain.objectives.supervised import SupervisedObjective
 

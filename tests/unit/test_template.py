@@ -24,7 +24,7 @@ from pipeline.bold.template import (
     save_template,
 )
 from pipeline.errors import InputError
-from pipeline.models.voxels import scatter_voxels
+from pipeline.models.parts.voxels import scatter_voxels
 
 
 def test_brain_keeps_its_place_in_space_and_is_centred(standard: dict[str, str], template: Template) -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.bold.template import Template
-from pipeline.models.layers import patchify
-from pipeline.models.voxels import gather_voxels, patch_index, scatter_patches, scatter_voxels
+from pipeline.models.parts.layers import patchify
+from pipeline.models.parts.voxels import gather_voxels, patch_index, scatter_patches, scatter_voxels
 
 PATCHES = st.tuples(*[st.tuples(st.integers(1, 3), st.integers(1, 3)) for _ in range(3)])
 

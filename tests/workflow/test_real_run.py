@@ -20,7 +20,7 @@ from pipeline.bold.flatmap import load_flatmap
 from pipeline.bold.reader import Shard
 from pipeline.bold.template import load_template
 from pipeline.models import build, describe
-from pipeline.models.voxels import Raster
+from pipeline.models.parts.voxels import Raster
 from pipeline.pretrain.optimiser import AdamW
 from pipeline.pretrain.rasters import voxel_raster
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.bold.normalise import zscore
 from pipeline.bold.reader import Shard
 from pipeline.errors import InputError
-from pipeline.models.voxels import Raster
+from pipeline.models.parts.voxels import Raster
 
 
 class RunFeatures(NamedTuple):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.description import Description, Variant
-from pipeline.models.joint_embedding import EPS, JointEmbedding, Predictor
-from pipeline.models.token_encoder import DecoderShape, Positions, Table, TokenEncoder, as_table
-from pipeline.models.transformer import Block, sine_positions
+from pipeline.models.learners.joint_embedding import EPS, JointEmbedding, Predictor
+from pipeline.models.parts.token_encoder import DecoderShape, Positions, Table, TokenEncoder, as_table
+from pipeline.models.parts.transformer import Block, sine_positions
 
 START = 0.02
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import Encoder
-from pipeline.models.supervised import RegularisedEncoder, Supervised
+from pipeline.models.learners.supervised import RegularisedEncoder, Supervised
 
 EPSILON = 1e-10  # of the logarithms
 

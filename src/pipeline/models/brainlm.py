@@ -19,11 +19,11 @@ from math import ceil, floor
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.autoencoder import Decoder, MaskedAutoencoder
 from pipeline.models.brainlm_upstream import ImageBrainLM, RowBrainLM, upstream_decoder
 from pipeline.models.description import Description, Variant
-from pipeline.models.token_encoder import DecoderShape, Positions, Table, TokenEncoder, as_table
-from pipeline.models.transformer import Block, sine_positions
+from pipeline.models.learners.autoencoder import Decoder, MaskedAutoencoder
+from pipeline.models.parts.token_encoder import DecoderShape, Positions, Table, TokenEncoder, as_table
+from pipeline.models.parts.transformer import Block, sine_positions
 
 
 def spread_places(parcels: int) -> Tensor:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.autoencoder import Decoder
-from pipeline.models.layers import Mlp
-from pipeline.models.token_encoder import DecoderShape, Positions, TokenEncoder
-from pipeline.models.transformer import Block, sine_positions
+from pipeline.models.learners.autoencoder import Decoder
+from pipeline.models.parts.layers import Mlp
+from pipeline.models.parts.token_encoder import DecoderShape, Positions, TokenEncoder
+from pipeline.models.parts.transformer import Block, sine_positions
 
 KERNEL, EPS, DROPOUT, FILLING, COLOURS = 65, 1e-12, 0.1, -1.0, 3
 

@@ -25,10 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import DropPath, Mlp
-from pipeline.models.mamba import Mamba
-from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.transformer import Attention, sine_positions
+from pipeline.models.learners.reconstruction import MaskedReconstruction
+from pipeline.models.parts.layers import DropPath, Mlp
+from pipeline.models.parts.mamba import Mamba
+from pipeline.models.parts.transformer import Attention, sine_positions
 
 # Amplitude of the sines that tell the time. Tokens leave the stem with a standard deviation of 0.5, so that sines of 1
 # outshine them: after 160 steps on slow planted courses the masked error is 0.163 of 0.53 at amplitude 1, 0.102 at 0.1.

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pipeline.models.description import Description
 from pipeline.models.encoder import Encoder
-from pipeline.models.supervised import Supervised
+from pipeline.models.learners.supervised import Supervised
 
 SLOPE = 0.33  # of the leaky ReLU below 0
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import Encoder
-from pipeline.models.post_norm import PostNormBlock
-from pipeline.models.supervised import Supervised
+from pipeline.models.learners.supervised import Supervised
+from pipeline.models.parts.post_norm import PostNormBlock
 
 
 def orthonormal_centres(clusters: int, channels: int) -> Tensor:

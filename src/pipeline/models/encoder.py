@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pipeline.models.layers import PatchEmbedding, as_patch, stage_grids, stage_widths
+from pipeline.models.parts.layers import PatchEmbedding, as_patch, stage_grids, stage_widths
 
 
 class Encoder(nn.Module, ABC):

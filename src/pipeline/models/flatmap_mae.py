@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from pipeline.models.description import Description
 from pipeline.models.encoder import Encoder
-from pipeline.models.reconstruction import Reconstructor
-from pipeline.models.transformer import Block
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.transformer import Block
 
 EPS = 1e-6  # of every norm
 

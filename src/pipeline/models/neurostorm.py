@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import Grid, Mlp, Stage, patchify
-from pipeline.models.mamba import Mamba
-from pipeline.models.reconstruction import Reconstructor
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.layers import Grid, Mlp, Stage, patchify
+from pipeline.models.parts.mamba import Mamba
+from pipeline.models.parts.windows import Lengths, fill_up, fit_window, pad_end
 from pipeline.models.swift_v1 import Positions
-from pipeline.models.windows import Lengths, fill_up, fit_window, pad_end
 
 
 class Windows(NamedTuple):

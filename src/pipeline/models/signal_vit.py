@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from pipeline.models.description import Description
 from pipeline.models.encoder import Encoder
-from pipeline.models.supervised import Supervised
-from pipeline.models.transformer import Attention, Block, sine_positions
+from pipeline.models.learners.supervised import Supervised
+from pipeline.models.parts.transformer import Attention, Block, sine_positions
 
 Embedding = Literal["linear", "convolution", "window"]
 Positions = Literal["learned", "sine", "rotary", "none"]

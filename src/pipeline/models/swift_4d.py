@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.models.description import Description
 from pipeline.models.ladder import WIDTHS, ladder
+from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.mup import attention_scale
-from pipeline.models.reconstruction import MaskedReconstruction
 from pipeline.models.swift_v1 import SwiftV1
 
 PLACES = (16, 16, 16)  # patches of 6 voxels in a box of 96

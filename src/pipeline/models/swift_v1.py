@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.models import pieces
 from pipeline.models.description import Description
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import Grid, LayerScale, Mlp, Stage
-from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.windows import WindowAttention
+from pipeline.models.learners.reconstruction import MaskedReconstruction
+from pipeline.models.parts import pieces
+from pipeline.models.parts.layers import Grid, LayerScale, Mlp, Stage
+from pipeline.models.parts.windows import WindowAttention
 
 
 class Positions(nn.Module):

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import VoxelEncoder
 from pipeline.models.ladder import WIDTHS, ladder
-from pipeline.models.layers import LayerScale, Mlp, Stage
+from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.mup import attention_scale
-from pipeline.models.reconstruction import MaskedReconstruction
-from pipeline.models.windows import Lengths, WindowAttention
+from pipeline.models.parts.layers import LayerScale, Mlp, Stage
+from pipeline.models.parts.windows import Lengths, WindowAttention
 
 ROTARY_BASE = 10_000.0
 WHOLE_CLIP = 1 << 30  # a window longer than any clip: all times see each other

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import Encoder
-from pipeline.models.layers import patchify
-from pipeline.models.post_norm import PostNormBlock
-from pipeline.models.reconstruction import Reconstructor
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.layers import patchify
+from pipeline.models.parts.post_norm import PostNormBlock
 
 Volume = tuple[int, int, int]
 Phase = Literal["autoencoder", "transformer"]

@@ -12,7 +12,7 @@ import torch
 from pipeline.bold.flatmap import load_flatmap
 from pipeline.bold.template import Template
 from pipeline.errors import InputError
-from pipeline.models.voxels import Raster
+from pipeline.models.parts.voxels import Raster
 
 
 def raster_of(

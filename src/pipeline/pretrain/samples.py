@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.reconstruction import Reconstructor
-from pipeline.models.voxels import Raster
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.voxels import Raster
 from pipeline.pretrain.masks import sample_draw
 from pipeline.pretrain.objectives.batch import Batch
 

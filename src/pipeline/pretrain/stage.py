@@ -24,9 +24,9 @@ from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.grid import Cell
 from pipeline.models.cost import count_flops
+from pipeline.models.learners.reconstruction import Reconstructor
 from pipeline.models.mup import initialise, rate_factors
-from pipeline.models.reconstruction import Reconstructor
-from pipeline.models.voxels import Raster
+from pipeline.models.parts.voxels import Raster
 from pipeline.pretrain.card import model_card
 from pipeline.pretrain.checkpoint import Store, load_cell, save_model
 from pipeline.pretrain.masks import hidden_tokens

@@ -12,9 +12,9 @@ from pipeline.bold.template import Template
 from pipeline.config import Study
 from pipeline.grid import Cell
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.layers import unpatchify
-from pipeline.models.reconstruction import Reconstructor
-from pipeline.models.voxels import gather_voxels, scatter_voxels
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.layers import unpatchify
+from pipeline.models.parts.voxels import gather_voxels, scatter_voxels
 from pipeline.spectral.reconstruct import Model, Tiling
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from pipeline.errors import InputError
 from pipeline.models import build, describe
-from pipeline.models.contrastive import Contrastive
 from pipeline.models.encoder import VoxelEncoder
-from pipeline.models.reconstruction import MaskedReconstruction, Reconstructor
+from pipeline.models.learners.contrastive import Contrastive
+from pipeline.models.learners.reconstruction import MaskedReconstruction, Reconstructor
 from pipeline.pretrain.objectives.batch import Objective
 from pipeline.pretrain.objectives.contrastive import ContrastiveObjective
 from pipeline.pretrain.objectives.jepa import BlockMasks, JepaObjective

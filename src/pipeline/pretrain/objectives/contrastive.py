@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.models.contrastive import Contrastive
+from pipeline.models.learners.contrastive import Contrastive
 from pipeline.pretrain.augmentation import Augmentation
 from pipeline.pretrain.objectives.batch import Batch
 

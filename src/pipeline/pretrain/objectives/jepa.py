@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.models.joint_embedding import JointEmbedding
+from pipeline.models.learners.joint_embedding import JointEmbedding
 from pipeline.pretrain.objectives.batch import Batch
 
 Shares = tuple[float, float]  # of parcels, of token times

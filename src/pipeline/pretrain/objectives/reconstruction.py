@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.layers import Patch, patchify
-from pipeline.models.reconstruction import Reconstructor
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.layers import Patch, patchify
 from pipeline.pretrain.objectives.batch import Batch
 
 Loss = Literal["mse", "l1"]

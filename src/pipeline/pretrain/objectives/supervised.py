@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.models.supervised import Supervised
+from pipeline.models.learners.supervised import Supervised
 from pipeline.pretrain.objectives.batch import Batch
 
 Target = Literal["binary", "classes", "number"]

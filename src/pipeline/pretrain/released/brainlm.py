@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.models import build
-from pipeline.models.token_encoder import TokenEncoder
+from pipeline.models.parts.token_encoder import TokenEncoder
 from pipeline.pretrain.released.reading import Checkpoint, joined, require
 from pipeline.pretrain.released.release import Converted, Release
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models import pieces
+from pipeline.models.parts import pieces
 
 Lengths = tuple[int, int, int, int]  # along x, y, z, t
 Rotary = Callable[[Lengths, int, torch.device], Tensor]  # window, channels of a head -> rotation_NR

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.reconstruction import Reconstructor
-from pipeline.models.token_encoder import TokenEncoder, chosen, put_back
+from pipeline.models.learners.reconstruction import Reconstructor
+from pipeline.models.parts.token_encoder import TokenEncoder, chosen, put_back
 
 
 class Decoder(nn.Module):

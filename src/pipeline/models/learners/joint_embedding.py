@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.token_encoder import TokenEncoder, chosen, take
-from pipeline.models.transformer import Block
+from pipeline.models.parts.token_encoder import TokenEncoder, chosen, take
+from pipeline.models.parts.transformer import Block
 
 EPS = 1e-6
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder, VoxelEncoder
-from pipeline.models.layers import Grid, Patch, patchify, unpatchify
+from pipeline.models.parts.layers import Grid, Patch, patchify, unpatchify
 
 
 class Reconstructor(nn.Module, ABC):

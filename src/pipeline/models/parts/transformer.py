@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.layers import DropPath, Mlp
+from pipeline.models.parts.layers import DropPath, Mlp
 
 
 class Attention(nn.Module):

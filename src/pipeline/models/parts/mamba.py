@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.scan import scan_flops, selective_scan
+from pipeline.models.parts.scan import scan_flops, selective_scan
 
 SHORTEST_STEP, LONGEST_STEP, SMALLEST_STEP = 1e-3, 1e-1, 1e-4  # step widths at the start of training
 

@@ -1,0 +1,1 @@
+"""What training adds to an encoder: decoders, predictors and heads, one file a way of learning."""
