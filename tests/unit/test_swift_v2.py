@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.models import create
+from pipeline.models.parts import pieces
 from pipeline.models.swift_v2 import DESCRIPTION, SwiftV2, across_space, along_the_diagonal, along_time
 
 
@@ -102,6 +103,26 @@ def test_block_equals_a_plain_writing(grid, times, temporal_window):
 def turned(vector: Tensor, rotation: Tensor) -> Tensor:
     """One vector at every place of a window: each pair of channels is a complex number that is turned."""
     return torch.view_as_real(torch.view_as_complex(vector.view(-1, 2)) * rotation).flatten(1)
+
+
+@pytest.mark.parametrize("temporal_window", [None, 4])
+def test_pieces_give_what_the_modules_give_and_the_same_gradients(monkeypatch, temporal_window):
+    torch.manual_seed(0)
+    spec = {"width": 12, "depths": (2, 1), "heads": (2, 4), "grid": (3, 4, 5), "patch": (2, 2, 2, 1)}
+    encoder = SwiftV2(**spec, window=(2, 2, 2), temporal_window=temporal_window).double()
+    clip = torch.randn(2, 1, 6, 8, 10, 10, dtype=torch.float64)
+
+    def gradients() -> list[torch.Tensor]:
+        encoder.zero_grad()
+        features = encoder(clip)
+        (features * torch.linspace(-1, 1, features.numel(), dtype=torch.float64).view(features.shape)).sum().backward()
+        return [features.detach(), *(value.grad.clone() for value in encoder.parameters())]
+
+    monkeypatch.setattr(pieces, "SCORES", 900)  # several pieces, the last of them shorter
+    by_pieces = gradients()
+    monkeypatch.setattr(pieces, "serve", lambda *_: False)
+    for one, other in zip(by_pieces, gradients(), strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
 
 
 def test_spatial_positions_are_axial():

@@ -13,7 +13,7 @@ M heads of a piece of windows; D channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,14 +62,8 @@ class _Windows(torch.autograd.Function):
         own, place = Weights(*weights), place_WN.flatten()
         windows, n = place_WN.shape
         qkv_3WCN = _project(tokens_GC.index_select(0, place).view(windows, n, -1), own, scale)
-        q_MDN, k_MDN, v_MDN = _of_heads(qkv_3WCN, heads)
         attended_WCN = torch.empty_like(qkv_3WCN[0])
-        attended_MDN = attended_WCN.view(q_MDN.shape)
-        buffers = [tokens_GC.new_empty(max(SCORES, heads * n * n)) for _ in range(2)]
-        for piece in _pieces(windows, heads * n * n):
-            part = slice(piece.start * heads, piece.stop * heads)
-            weight_MNN = _weigh(q_MDN[part], k_MDN[part], mask_V1NN, piece, buffers)
-            torch.bmm(v_MDN[part], weight_MNN.transpose(1, 2), out=attended_MDN[part])
+        _sum_values(_of_heads(qkv_3WCN, heads), mask_V1NN, heads, _of_heads(attended_WCN[None], heads)[0])
         mixed_WNC = torch.bmm(attended_WCN.transpose(1, 2), own.proj.T.expand(windows, -1, -1)).add_(own.proj_bias)
         ctx.save_for_backward(tokens_GC, place_WN, mask_V1NN, qkv_3WCN, attended_WCN, *weights)
         return torch.empty_like(tokens_GC).index_copy_(0, place, mixed_WNC.flatten(0, 1))
@@ -84,20 +78,8 @@ class _Windows(torch.autograd.Function):
         d_attended_WCN = torch.bmm(own.proj.T.expand(windows, -1, -1), grad_WNC.transpose(1, 2))
         d_proj = torch.bmm(grad_WNC.transpose(1, 2), attended_WCN.transpose(1, 2)).sum(0)
         d_qkv_3WCN = torch.empty_like(qkv_3WCN)
-        q_MDN, k_MDN, v_MDN = _of_heads(qkv_3WCN, heads)
-        d_q_MDN, d_k_MDN, d_v_MDN = _of_heads(d_qkv_3WCN, heads)
-        d_attended_MDN = d_attended_WCN.view(q_MDN.shape)
-        buffers = [tokens_GC.new_empty(max(SCORES, heads * n * n)) for _ in range(3)]
-        for piece in _pieces(windows, heads * n * n):
-            part = slice(piece.start * heads, piece.stop * heads)
-            weight_MNN = _weigh(q_MDN[part], k_MDN[part], mask_V1NN, piece, buffers)
-            d_attended = d_attended_MDN[part]
-            d_weight = torch.bmm(d_attended.transpose(1, 2), v_MDN[part], out=_like(weight_MNN, buffers[0]))
-            d_scores = _like(weight_MNN, buffers[2])
-            torch.ops.aten._softmax_backward_data.out(d_weight, weight_MNN, -1, weight_MNN.dtype, grad_input=d_scores)
-            torch.bmm(k_MDN[part], d_scores.transpose(1, 2), out=d_q_MDN[part])
-            torch.bmm(q_MDN[part], d_scores, out=d_k_MDN[part])
-            torch.bmm(d_attended, weight_MNN, out=d_v_MDN[part])
+        d_attended_MDN = _of_heads(d_attended_WCN[None], heads)[0]
+        _sum_gradients(_of_heads(qkv_3WCN, heads), mask_V1NN, heads, d_attended_MDN, _of_heads(d_qkv_3WCN, heads))
         d_qkv_3WCN[0].mul_(ctx.scale)  # the queries were scaled
         tokens_WNC = tokens_GC.index_select(0, place).view(windows, n, -1)
         d_qkv = torch.cat([torch.bmm(d_WCN, tokens_WNC).sum(0) for d_WCN in d_qkv_3WCN])
@@ -107,6 +89,72 @@ class _Windows(torch.autograd.Function):
         d_tokens_GC = torch.empty_like(tokens_GC).index_copy_(0, place, d_tokens_WNC.flatten(0, 1))
         d_own = Weights(d_qkv, d_qkv_3WCN.sum((1, 3)).flatten(), d_proj, grad_GC.sum(0))
         return d_tokens_GC, None, None, None, None, *d_own
+
+
+class _Attention(torch.autograd.Function):
+    """`attend`, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, q_MDN: Tensor, k_MDN: Tensor, v_MDN: Tensor, mask_V1NN: Tensor | None, heads: int) -> Tensor:
+        ctx.heads = heads
+        ctx.save_for_backward(q_MDN, k_MDN, v_MDN, mask_V1NN)
+        attended_MDN = torch.empty_like(v_MDN)
+        _sum_values((q_MDN, k_MDN, v_MDN), mask_V1NN, heads, attended_MDN)
+        return attended_MDN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_attended_MDN: Tensor) -> tuple[Tensor | None, ...]:
+        *qkv, mask_V1NN = ctx.saved_tensors
+        gradients = [torch.empty_like(part) for part in qkv]
+        _sum_gradients(qkv, mask_V1NN, ctx.heads, d_attended_MDN.contiguous(), gradients)
+        return *gradients, None, None
+
+
+def attend(q_MDN: Tensor, k_MDN: Tensor, v_MDN: Tensor, mask_V1NN: Tensor | None, heads: int) -> Tensor:
+    """Attention `(M, D, N)` among the tokens of each head, whose queries are scaled already.
+
+    With 6 channels a head it is 2.4 times as fast as torch's fused kernel at windows of 20 tokens and 1.2 times at 64
+    (forward, two threads). The heads of a window lie next to each other; `mask_V1NN` is added to the scores of a clip's
+    windows.
+    """
+    mixed: Tensor = _Attention.apply(q_MDN, k_MDN, v_MDN, mask_V1NN, heads)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+def _sum_values(qkv: Sequence[Tensor], mask_V1NN: Tensor | None, heads: int, attended_MDN: Tensor) -> None:
+    """Write the sums of values, weighed by attention."""
+    q_MDN, k_MDN, v_MDN = qkv
+    n = q_MDN.shape[2]
+    buffers = [q_MDN.new_empty(max(SCORES, heads * n * n)) for _ in range(2)]
+    for piece in _pieces(len(q_MDN) // heads, heads * n * n):
+        part = slice(piece.start * heads, piece.stop * heads)
+        weight_MNN = _weigh(q_MDN[part], k_MDN[part], mask_V1NN, piece, buffers)
+        torch.bmm(v_MDN[part], weight_MNN.transpose(1, 2), out=attended_MDN[part])
+
+
+def _sum_gradients(
+    qkv: Sequence[Tensor],
+    mask_V1NN: Tensor | None,
+    heads: int,
+    d_attended_MDN: Tensor,
+    gradients: Sequence[Tensor],
+) -> None:
+    """Write the gradients of queries, keys and values."""
+    q_MDN, k_MDN, v_MDN = qkv
+    d_q_MDN, d_k_MDN, d_v_MDN = gradients
+    n = q_MDN.shape[2]
+    buffers = [q_MDN.new_empty(max(SCORES, heads * n * n)) for _ in range(3)]
+    for piece in _pieces(len(q_MDN) // heads, heads * n * n):
+        part = slice(piece.start * heads, piece.stop * heads)
+        weight_MNN = _weigh(q_MDN[part], k_MDN[part], mask_V1NN, piece, buffers)
+        d_attended = d_attended_MDN[part]
+        d_weight = torch.bmm(d_attended.transpose(1, 2), v_MDN[part], out=_like(weight_MNN, buffers[0]))
+        d_scores = _like(weight_MNN, buffers[2])
+        torch.ops.aten._softmax_backward_data.out(d_weight, weight_MNN, -1, weight_MNN.dtype, grad_input=d_scores)
+        torch.bmm(k_MDN[part], d_scores.transpose(1, 2), out=d_q_MDN[part])
+        torch.bmm(q_MDN[part], d_scores, out=d_k_MDN[part])
+        torch.bmm(d_attended, weight_MNN, out=d_v_MDN[part])
 
 
 def _pieces(windows: int, scores: int) -> list[slice]:
@@ -126,10 +174,9 @@ def _project(tokens_WNC: Tensor, own: Weights, scale: float) -> Tensor:
     return qkv_3WCN
 
 
-def _of_heads(qkv_3WCN: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values `(M, D, N)`, views; the heads of a window lie next to each other."""
-    q, k, v = torch.unflatten(qkv_3WCN, 2, (heads, -1)).flatten(1, 2)
-    return q, k, v
+def _of_heads(parts_KWCN: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Each of K parts as `(M, D, N)`, a view; the heads of a window lie next to each other."""
+    return torch.unflatten(parts_KWCN, 2, (heads, -1)).flatten(1, 2).unbind()
 
 
 def _like(shaped: Tensor, buffer: Tensor) -> Tensor:

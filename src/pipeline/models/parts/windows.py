@@ -187,6 +187,8 @@ class WindowAttention(nn.Module):
         if rotation_NR is not None:
             qk = rotate(qk, rotation_NR)
         q, k = qk.unbind(3)
+        if self.head_multiple is None and pieces.serve(q):
+            return self._attend_in_pieces(q * self.scale, k, v, mask_W1NN)
         multiple = self.head_multiple or (8 if v.is_cuda else 1)
         if mask_W1NN is None:
             q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))  # (B W, H, N, D), a view
@@ -196,3 +198,9 @@ class WindowAttention(nn.Module):
         q, k, v = (part.permute(1, 0, 3, 2, 4).flatten(1, 2) for part in (q, k, v))
         mixed = attend(q, k, v, mask_W1NN.to(q.dtype), self.scale, multiple)
         return torch.unflatten(mixed, 1, (clips, self.heads)).permute(1, 0, 3, 2, 4).flatten(3)
+
+    def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, mask_W1NN: Tensor | None) -> Tensor:
+        clips, windows = q.shape[:2]
+        q, k, v = (part.permute(0, 1, 3, 4, 2).flatten(0, 2).contiguous() for part in (q, k, v))  # (B W H, D, N)
+        mixed = pieces.attend(q, k, v, mask_W1NN, self.heads)
+        return torch.unflatten(mixed, 0, (clips, windows, -1)).flatten(2, 3).transpose(2, 3)
