@@ -60,6 +60,10 @@ def _config(arguments: Arguments) -> None:
         return
     study = load_study(arguments.config, _override(arguments.override))
     if arguments.action == "check":
+        from pipeline.pretrain.plan import check_architecture
+
+        for name in study.architectures:
+            check_architecture(study, name)
         cells = grid.all_cells(study)
         people = sum(dataset.people for dataset in study.datasets.values())
         print(f"{arguments.config}: valid. Study '{study.name}': {people} people, {len(cells)} cells.")

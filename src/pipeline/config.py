@@ -277,7 +277,9 @@ class Sweep(Strict):
     datasets: tuple[Slug, ...] = Field(
         (), description="Data sets whose people are pretrained on; empty: all that may be"
     )
-    size: Slug | Literal[""] = Field("", description="Size at which they are tried; others scale by width ratio")
+    size: Slug | Literal[""] = Field(
+        "", description="Size at which they are tried; others follow by the ratio of widths, or muP"
+    )
     subjects: Count = Field(1, description="People trained on; the other pretraining people validate")
     frames: Count = Field(1, description="Frames of a run")
 
@@ -445,6 +447,11 @@ class Study(Strict):
         """Frames of a clip of an architecture."""
         return self.architectures[architecture].context_frames or self.pretrain.context_frames
 
+    def least_frames(self, architecture: str) -> int:
+        """Frames that a run must have to give a clip; two clips that do not overlap where they are compared."""
+        clips = 2 if self.architectures[architecture].objective == "contrastive" else 1
+        return clips * self.context_frames(architecture)
+
     def _check_cells(self, where: str, cells: Cells) -> None:
         self._check_datasets(where, cells.datasets)
         for name in cells.architectures:
@@ -452,11 +459,11 @@ class Study(Strict):
         for name in cells.architectures or self.architectures:
             for size in cells.sizes:
                 _check_known(where, f"size of {name}", size, self.architectures[name].sizes)
-        longest = max((self.context_frames(name) for name in cells.architectures or self.architectures), default=0)
+        longest = max((self.least_frames(name) for name in cells.architectures or self.architectures), default=0)
         for _, frames in cells.subjects_frames:
             if frames < longest:
                 context = {"where": where, "frames": frames, "context": longest}
-                message = "{where}: T = {frames} is shorter than the clips, context_frames = {context}"
+                message = "{where}: T = {frames} is shorter than the clips, {context} frames (contrastive: two of them)"
                 raise PydanticCustomError("short", message, context)
 
     @property

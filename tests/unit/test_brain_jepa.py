@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pipeline.errors import InputError
 from pipeline.models import create, describe
-from pipeline.models.brain_jepa import counted_places, functional_gradients
+from pipeline.models.brain_jepa import BrainJepa, counted_places, functional_gradients
 from pipeline.models.learners.joint_embedding import JointEmbedding
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "predictor_width": 8, "predictor_depth": 1, "gradients": 4}
@@ -147,6 +147,16 @@ def test_any_number_of_parcels_and_patches():
         create("brain_jepa", "small", **{**SMALL, **CLIP, "frames": 31})
     with pytest.raises(InputError, match=r"\(5, 3\), where parcels need \(5, 4\)"):
         create("brain_jepa", "small", **SMALL, **CLIP, table=torch.zeros(5, 3))
+
+
+def test_an_odd_number_of_gradients_places_parcels():
+    """30 connected parcels have 29 gradients; the stand-in, sines and cosines by pairs, could not have as many."""
+    table = torch.randn(30, 29)
+    encoder = small(table=table, parcels=30, gradients=29).encoder
+    assert torch.equal(encoder.table, table)
+    assert encoder(torch.randn(2, 30, 12)).shape == (2, 16, 30, 3)
+    with pytest.raises(ValueError, match=r"\(30, 28\), where parcels need \(30, 29\)"):
+        BrainJepa(16, 1, 2, parcels=30, gradients=29, table=table[:, :28])
 
 
 def test_stand_in_places_tell_parcels_apart():

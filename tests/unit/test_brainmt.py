@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models import create
+from pipeline.models import arguments, create
 from pipeline.models.brainmt import BrainMT
 from pipeline.models.description import Variant
 from pipeline.models.learners.reconstruction import MaskedReconstruction
@@ -53,6 +53,14 @@ def test_published_count() -> None:
     direction = inner * 5 + inner * (32 + 2 * 16) + 32 * inner + inner + inner * 16 + inner
     learned_times_and_class = (200 + 2) * 512
     assert counts[1] - counts[0] == 7 * mlp + 15 * norm + 12 * direction - learned_times_and_class
+
+
+def test_the_size_says_its_width_and_patch() -> None:
+    """The plan of a grid reads both from a size, without building it."""
+    said = arguments("brainmt", "paper")
+    with torch.device("meta"):
+        encoder = create("brainmt", "paper")
+    assert (said["width"], said["patch"]) == (encoder.channels, encoder.patch)
 
 
 @pytest.mark.parametrize(

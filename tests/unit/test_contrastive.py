@@ -17,7 +17,7 @@ from pipeline.models.learners.contrastive import Contrastive, ContrastiveHead
 from pipeline.models.swift_v1 import SwiftV1
 from pipeline.pretrain.augmentation import Augmentation, affine, smooth
 from pipeline.pretrain.objectives.batch import Batch
-from pipeline.pretrain.objectives.contrastive import ContrastiveObjective, nt_xent
+from pipeline.pretrain.objectives.contrastive import ContrastiveObjective, needs_pair, nt_xent
 
 NOTHING = Augmentation(degrees=0, scale=0, noise_chance=0, smooth_chance=0)
 
@@ -35,14 +35,16 @@ def small(width: int = 16) -> Contrastive:
 # --- loss ----------------------------------------------------------------------------------------------------------
 
 
-def naive_nt_xent(first: np.ndarray, second: np.ndarray, temperature: float) -> float:
-    """Chen et al. (2020), equation 1, summed over i and j in turn for one group."""
+def naive_nt_xent(first: np.ndarray, second: np.ndarray, temperature: float, person: list[int] | None = None) -> float:
+    """Chen et al. (2020), equation 1, summed over i and j in turn for one group; a person's other pairs left out."""
     both = np.concatenate([first, second])
+    whose = 2 * (person if person is not None else list(range(len(first))))
     cosine = lambda i, j: both[i] @ both[j] / np.linalg.norm(both[i]) / np.linalg.norm(both[j])  # noqa: E731
     total = 0.0
     for i in range(len(both)):
         partner = (i + len(first)) % len(both)
-        everyone = sum(math.exp(cosine(i, j) / temperature) for j in range(len(both)) if j != i)
+        compared = [j for j in range(len(both)) if j == partner or whose[j] != whose[i]]
+        everyone = sum(math.exp(cosine(i, j) / temperature) for j in compared)
         total -= math.log(math.exp(cosine(i, partner) / temperature) / everyone)
     return total / len(both)
 
@@ -60,6 +62,26 @@ def test_nt_xent_has_its_closed_forms():
     expected = math.log(math.exp(1 / 0.5) + 8) - 1 / 0.5
     assert nt_xent(apart, apart, 0.5).item() == pytest.approx(expected, rel=1e-6)
     assert nt_xent(same, same, 0.1).item() == pytest.approx(math.log(9), rel=1e-6)  # nobody among nine stands out
+
+
+def test_samples_of_one_person_are_no_strangers():
+    first, second = np.random.default_rng(0).standard_normal((2, 5, 6))
+    person = [7, 3, 7, 4, 7]
+    views = torch.from_numpy(first)[None], torch.from_numpy(second)[None]
+    found = nt_xent(*views, 0.3, torch.tensor(person)).item()
+    assert found == pytest.approx(naive_nt_xent(first, second, 0.3, person), rel=1e-5)
+    assert found < nt_xent(*views, 0.3).item() - 0.01
+    assert torch.equal(nt_xent(*views, 0.3, torch.arange(5)), nt_xent(*views, 0.3))
+
+
+def test_repeated_people_can_be_told_apart_perfectly():
+    twice = torch.eye(4).repeat(2, 1)[None]
+    assert nt_xent(twice, twice, 0.05).item() == pytest.approx(math.log(3), rel=1e-4)
+    twice.requires_grad_()
+    loss = nt_xent(twice, twice, 0.05, torch.arange(4).repeat(2))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert twice.grad.isfinite().all()
 
 
 def test_embeddings_are_the_normed_mean_feature_and_its_course():
@@ -176,6 +198,36 @@ def test_types_compare_what_they_say():
     assert objective(kind="both").loss(batch).item() == pytest.approx((instance + times).item(), rel=1e-4)
     found = objective(kind="local", local="clips").loss(batch).item()
     assert found == pytest.approx(nt_xent(people, people).item(), rel=1e-4)
+
+
+def test_the_people_of_a_batch_reach_the_comparison_between_samples_alone():
+    batch, person = two_clips(), torch.tensor([0, 1, 0, 2])
+    repeated, made = replace(batch, person=person), objective()
+    views = (made.learner.of_clips(made.learner.encoder(each))[None] for each in (batch.clip, batch.pair))
+    assert made.loss(repeated).item() == pytest.approx(nt_xent(*views, 0.1, person).item(), rel=1e-4)
+    assert made.loss(repeated).item() < made.loss(batch).item() - 0.01
+    for local in ("times", "clips"):  # strangers are of the same sample, whoever the others are
+        within = objective(kind="local", local=local)
+        assert torch.equal(within.loss(repeated), within.loss(batch))
+
+
+@pytest.mark.parametrize("local", ["times", "clips"])
+@pytest.mark.parametrize("kind", ["instance", "local", "both"])
+def test_a_pair_is_needed_just_where_it_is_read(kind, local):
+    options, alone = {"kind": kind, "local": local}, replace(two_clips(), pair=None)
+    made = objective(**options)
+    assert made.paired == needs_pair(options) == (options != {"kind": "local", "local": "times"})
+    if made.paired:
+        with pytest.raises(ValueError, match="second clip"):
+            made.loss(alone)
+    else:
+        assert torch.equal(made.loss(alone), made.loss(two_clips()))
+
+
+def test_options_that_are_left_out_have_their_defaults():
+    assert needs_pair({})
+    assert needs_pair({"local": "times"})
+    assert not needs_pair({"kind": "local", "temperature": 0.5})
 
 
 def test_views_are_augmented_anew():

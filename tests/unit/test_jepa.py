@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.errors import InputError
 from pipeline.models import create, describe
 from pipeline.models.brainlm import brainlm
 from pipeline.models.learners.joint_embedding import JointEmbedding, Predictor
+from pipeline.pretrain.objectives import objective_of
 from pipeline.pretrain.objectives.batch import Batch
 from pipeline.pretrain.objectives.jepa import BlockMasks, JepaObjective
 
-share = st.floats(0, 1)
+share = st.floats(0, 1, exclude_min=True)
 
 
 def draws(seed: int, clips: int) -> list[np.random.Generator]:
@@ -75,6 +77,32 @@ def test_a_mask_is_a_function_of_its_sample_alone():
 def test_a_grid_needs_something_left_over():
     with pytest.raises(ValueError, match="1 parcels and 9 times"):
         BlockMasks(1, 9)
+
+
+NO_SHARES = [0.5, "ab", None, [0.5], [0.1, 0.2, 0.3], [0, 0.5], [0.5, 1.1], [-0.1, 0.5], [True, 0.5], ["0.5", 0.5]]
+
+
+@pytest.mark.parametrize("name", ["observed", "across_parcels", "across_times", "across_both"])
+@pytest.mark.parametrize("shares", [*NO_SHARES, [float("nan"), 0.5]], ids=str)
+def test_shares_are_two_above_0_and_up_to_1(name, shares):
+    with pytest.raises(ValueError, match=f"{name} .* above 0 and up to 1"):
+        BlockMasks(6, 6, **{name: shares})
+
+
+@pytest.mark.parametrize("momentum", [0.99, "ab", None, [0.99], [0.9, 1.01], [-0.1, 1], [float("nan"), 1]], ids=str)
+def test_momentum_is_two_numbers_from_0_to_1(momentum):
+    with pytest.raises(ValueError, match=r"momentum .* from 0 to 1"):
+        JepaObjective(learner_of(), BlockMasks(6, 6), momentum)
+
+
+def test_options_of_a_configuration_are_lists_and_wrong_ones_are_told():
+    options = {"observed": [0.5, 1], "momentum": [0, 1]}
+    made = objective_of("JEPA", learner_of(), None, "mse", options, 24)
+    made.loss(Batch(torch.randn(2, 6, 24), draws(0, 2)))
+    made.after_step(0.5)
+    for wrong in ({"observed": 0.5}, {"momentum": 0.99}):
+        with pytest.raises(InputError, match=f"objective_options: .*{next(iter(wrong))} 0"):
+            objective_of("JEPA", learner_of(), None, "mse", wrong, 24)
 
 
 def learner_of(seed: int = 0, variant: str = "corrected") -> JointEmbedding:

@@ -16,7 +16,7 @@ from tiny_models import CONNECTOMES, TINY, clips, own_objective, tiny
 from pipeline.cli import main
 from pipeline.config import Architecture
 from pipeline.errors import InputError
-from pipeline.models import create, describe, names
+from pipeline.models import create, describe, names, takes
 from pipeline.models.encoder import VoxelEncoder
 from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.listing import count
@@ -87,6 +87,14 @@ def test_the_snippet_and_the_example_of_the_page_hold():
         "swift_v2": "shards",
         "brainlm": "parcels/a424",
     }
+
+
+def test_arguments_are_known_by_name_and_no_catch_all_is_among_them():
+    own = {"width", "heads", "base_width", "base_heads"}
+    assert own | {"grid", "window", "attention_scale"} <= takes("swift_4d"), "those of SwiFT v1 too"
+    for name in names():
+        assert not takes(name) & {"self", "others", "args", "kwargs"}
+        assert {argument for size in describe(name).sizes.values() for argument in size} <= takes(name)
 
 
 @pytest.mark.parametrize("name", names())

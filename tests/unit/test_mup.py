@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.ladder import ladder
 from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.mup import attention_scale, initialise, rate_factors
 from pipeline.models.swift_4d import Swift4D
@@ -74,6 +75,46 @@ def test_at_the_base_width_nothing_changes(family):
 def test_scores_are_divided_by_the_channels_of_a_head():
     assert attention_scale(36, 36, 6) == pytest.approx(6**-0.5)  # as usual at the base
     assert attention_scale(144, 36, 6) == pytest.approx(attention_scale(36, 36, 6) / 4)
+
+
+def scales_of(model: nn.Module) -> list[set[float]]:
+    """Factors of the scores, stage by stage."""
+    return [{round(each.scale, 12) for each in stage.modules() if hasattr(each, "scale")} for stage in model.layers]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_as_wide_as_those_of_the_base_have_its_scores(family):
+    """Width 24 of the ladder has fewer heads than its base of 36, but 6 channels in each: the usual 1 / root 6."""
+    own, base = ladder(24), ladder(36)
+    assert (own["heads"], base["heads"]) == ((4, 8, 16, 32), (6, 12, 24, 48))
+    spec = {**own, "grid": (16, 16, 16), "layer_scale": None}
+    with torch.device("meta"):
+        model = FAMILIES[family](**spec, base_width=36, base_heads=base["heads"])
+        usual = FAMILIES[family](**spec)
+    assert scales_of(model) == scales_of(usual) == [{round(6**-0.5, 12)}] * 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("base_heads", "expected"),
+    [
+        (None, (3**0.5 / 6, 6**0.5 / 12)),
+        ((4, 4), (3**0.5 / 6, 6**0.5 / 12)),
+        ((2, 2), (6**-0.5, 12**-0.5)),
+        ((1, 2), (12**0.5 / 6, 12**-0.5)),
+    ],
+)
+def test_every_stage_has_the_scale_of_its_own_heads(family, base_heads, expected):
+    """Four heads in both stages have 6 and 12 channels, so that no one factor serves both."""
+    options = {**TINY, "heads": (4, 4), "layer_scale": None}
+    model = FAMILIES[family](width=24, **options, base_width=12, base_heads=base_heads)
+    assert scales_of(model) == [{round(factor, 12)} for factor in expected]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_heads_of_other_stages_are_refused(family):
+    with pytest.raises(ValueError, match="base_heads of 1 stages, where heads have 2"):
+        FAMILIES[family](width=24, **TINY, base_width=12, base_heads=(2,))
 
 
 class Net(nn.Module):

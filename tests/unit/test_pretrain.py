@@ -27,7 +27,7 @@ from pipeline.grid import Cell, sweep_variant
 from pipeline.pretrain import stage
 from pipeline.pretrain.masks import hidden_tokens, sample_draw
 from pipeline.pretrain.objectives import build_learner
-from pipeline.pretrain.objectives.reconstruction import MaskedObjective, brain_patches, masked_loss, reconstruct
+from pipeline.pretrain.objectives.reconstruction import MaskedObjective, masked_loss, reconstruct
 from pipeline.pretrain.people import choose_people
 from pipeline.pretrain.plan import peak_rate
 from pipeline.pretrain.rasters import voxel_raster
@@ -107,7 +107,7 @@ def test_loss_counts_hidden_in_brain_voxels_alone():
     voxels = hidden.repeat_interleave(3, 1).repeat_interleave(3, 2).repeat_interleave(3, 3)
     counted = voxels & mask[..., None]
     with torch.no_grad():
-        found = reconstruct(model, clip, hidden, brain_patches(mask, model.encoder.patch)[:, :, :, None])
+        found = reconstruct(model, clip, hidden, real_values(model, voxel_raster(TEMPLATE)))
         error = (model(clip, hidden) - clip)[:, 0][counted]
     assert masked_loss(found, "mse") == pytest.approx(error.square().mean().item(), rel=1e-5)
     assert masked_loss(found, "l1") == pytest.approx(error.abs().mean().item(), rel=1e-5)
@@ -175,6 +175,52 @@ def test_loss_falls_on_a_planted_signal_and_beats_shuffled_input(name):
     assert losses[-10:].mean() < 0.5 * losses[:5].mean()
     assert r2 > 0.5
     assert nothing < 0.05
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 30), st.integers(0, 50), st.integers(0, 10**6))
+def test_two_clips_of_a_pair_lie_in_the_run_and_apart(context, slack, position):
+    frames = 2 * context + slack
+    one, other = stage.apart(context, frames, 3, position)
+    assert min(one, other) >= 0
+    assert max(one, other) + context <= frames
+    assert abs(one - other) >= context
+    with pytest.raises(InputError, match="room for two clips"):
+        stage.apart(context, 2 * context - 1, 3, position)
+
+
+def test_every_pair_of_places_comes_up_alike():
+    pairs = [stage.apart(2, 6, 0, position) for position in range(3000)]
+    places = {(0, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 4)}
+    counts = {pair: pairs.count(pair) for pair in places | {(late, early) for early, late in places}}
+    assert sum(counts.values()) == 3000
+    assert all(180 < count < 320 for count in counts.values())  # 250 expected, standard deviation 15
+
+
+def test_a_step_that_is_skipped_leaves_no_trace_in_running_means():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+
+    def loss_of(positions: range) -> torch.Tensor:
+        rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(positions.start))
+        return model(rows * (torch.inf if positions.start == 8 else 1)).square().mean()
+
+    training = train(model, loss_of, replace(RECIPE, steps=5))
+    assert training.skipped == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_a_loss_that_may_fall_to_nothing_diverges_only_above_its_start():
+    weight = torch.nn.Linear(1, 1, bias=False)
+    course = [1.0] * 10 + [0.01] * 20 + [0.5] * 15 + [3.0] * 15
+
+    def train_as(falls: bool):
+        def loss_of(positions: range) -> torch.Tensor:
+            return weight.weight.sum() * 0 + course[positions.start // RECIPE.batch]
+
+        return train(weight, loss_of, replace(RECIPE, falls_to_nothing=falls))
+
+    assert (train_as(False).status, train_as(False).step) == ("diverged", 32)  # mean of ten above .1
+    assert (train_as(True).status, train_as(True).step) == ("diverged", 48)  # and above 1
 
 
 def test_huge_learning_rate_is_a_divergence_and_leaves_finite_weights():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from pipeline.cli import main
 from pipeline.errors import EXIT_BAD_INPUT, InputError
 from pipeline.models import create
 from pipeline.pretrain.released import SYSTEMS, import_checkpoint, load_released
+from pipeline.pretrain.released.reading import read_checkpoint
 
 FRAMES = 2  # of a clip of the full encoder: enough to tell weights apart, a second a forward pass
 
@@ -121,6 +123,25 @@ def test_what_is_not_the_encoder_is_refused_and_nothing_is_written(checkpoint, t
     with pytest.raises(InputError, match=message):
         take_over("swift-contrastive", path, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["bad.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"hyper_parameters": {"a": 1}}, {"a": 1}),
+        ({"args": argparse.Namespace(a=1)}, {"a": 1}),
+        ({"hyper_parameters": None}, {}),
+        ({"hyper_parameters": None, "args": {"a": 1}}, {"a": 1}),
+        ({"args": "--a 1"}, {}),
+        ({"args": [1, 2]}, {}),
+        ({"hyper_parameters": 3}, {}),
+    ],
+    ids=str,
+)
+def test_options_that_are_no_values_by_name_are_ignored(tmp_path, beside, expected) -> None:
+    path = tmp_path / "file.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, **beside}, path)
+    assert read_checkpoint(path, "").options == expected
 
 
 class Payload:

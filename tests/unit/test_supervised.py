@@ -78,6 +78,16 @@ def test_numbers_cost_their_squared_error_each_where_it_is_known():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("mixup", [0.0, 0.7])
+@pytest.mark.parametrize("kind", ["binary", "classes", "number"])
+def test_integers_cost_what_the_same_floats_do(kind, mixup):
+    made = SupervisedObjective(learner(3 if kind == "classes" else 1), kind, mixup)
+    clip, target = torch.randn(3, 3), [1, 0, 1]
+    expected = made.loss(batch_of(clip, [float(each) for each in target]))
+    assert torch.equal(made.loss(batch_of(clip, target)), expected)
+    assert torch.equal(made.loss(batch_of(clip, [bool(each) for each in target])), expected)
+
+
 @pytest.mark.parametrize("kind", ["binary", "classes", "number"])
 def test_a_batch_without_any_target_teaches_nothing(kind):
     model = learner(3 if kind == "classes" else 1)

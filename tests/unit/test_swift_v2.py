@@ -38,6 +38,13 @@ def test_published_sizes_have_the_published_parameters(size, millions):
     assert round(sum(value.numel() for value in model.parameters()) / 1e6, 2) == millions
 
 
+def test_sizes_grow_and_none_has_two_names():
+    """Parameters by the formula, which the models themselves are held to above."""
+    counts = [arithmetic(spec["width"], spec["depths"]) for spec in DESCRIPTION.sizes.values()]
+    assert counts == sorted(set(counts))
+    assert {"w24", "9m", "66m", "264m", "w744"} <= set(DESCRIPTION.sizes)
+
+
 def group(coordinate: int, length: int, size: int, odd: bool) -> int:
     """Window of a coordinate: without wrapping round, a shift of half a window only moves its edges."""
     if length <= size:

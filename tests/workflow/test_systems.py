@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from conftest import Checkout
 from pipeline.artefact import read_json, read_table
 from pipeline.bold.template import load_template
 from pipeline.cli import main
+from pipeline.pretrain import stage
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -22,12 +25,15 @@ FACTORISED = {"width": 12, "depths": [1, 1], "heads": [1, 2]}
 PARCELS = {"input": "parcels", "atlas": "blocks", "context_frames": 40}
 # What a cell of each system says in the configuration; the demo trains swift_v1 and swift_v2 by their own objective.
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "swift_v1": {"objective": "contrastive", "sizes": {"tiny": STAGES}},
+    "swift_v1": {"objective": "contrastive", "objective_options": {"kind": "both"}, "sizes": {"tiny": STAGES}},
     "swift_4d": {"parametrisation": "mup", "mask": "window", "sizes": {"tiny": STAGES}},
     "swift_v2": {"parametrisation": "mup", "mask": "tube", "sizes": {"tiny": FACTORISED}},
-    "neurostorm": {"sizes": {"tiny": {"width": 6, "depths": [1, 1], "states": 2}}},
+    "neurostorm": {
+        "options": {"redundancy_dropout": True},
+        "sizes": {"tiny": {"width": 6, "depths": [1, 1], "states": 2}},
+    },
     "brainmt": {
-        "options": {"patch": [8, 8, 8, 1], "stem": [2, 4]},
+        "options": {"patch": [8, 8, 8, 1], "stem": [2, 4], "drop_path": 0.3},
         "sizes": {"tiny": {"width": 8, "mamba_depth": 1, "attention_depth": 1, "heads": 2, "states": 2}},
     },
     "tff": {"sizes": {"tiny": {"base": 4, "width": 16, "layers": 1, "heads": 2, "hidden": 16}}},
@@ -39,6 +45,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     | {"sizes": {"tiny": {"width": 16, "depth": 1, "heads": 2}}},
 }
 WITHOUT_R2 = {"swift_v1", "brain_jepa", "tff"}
+RECONSTRUCTED = {"swift_4d", "swift_v2", "neurostorm", "brainmt"}  # whole runs, for their spectra
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,18 @@ def stores(built: Checkout, study: Path) -> Path:
     return study
 
 
+def _interrupt_after(position: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal arrives while the sample at that position is read."""
+    place = stage.clip_position
+
+    def interrupted(seed: int, at: int, *rest: Any) -> tuple[int, int]:
+        if at == position:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return place(seed, at, *rest)
+
+    monkeypatch.setattr(stage, "clip_position", interrupted)
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_cell_of_every_system_is_trained_scored_and_evaluated(
     built: Checkout, stores: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -102,16 +121,17 @@ def test_a_cell_of_every_system_is_trained_scored_and_evaluated(
     assert (summary["val_r2"] is None) == (name in WITHOUT_R2)
     assert 0 < summary["flops_per_clip"] < summary["train_flops"]
     first = (folder / "encoder.safetensors").read_bytes()
+    _interrupt_after(6, monkeypatch)
+    assert main(["pretrain", *command, str(folder / "summary.json")]) == 75
+    monkeypatch.undo()
+    monkeypatch.chdir(built.root)
     assert main(["pretrain", *command, str(folder / "summary.json")]) == 0
-    assert (folder / "encoder.safetensors").read_bytes() == first, "the same cell is bitwise the same"
+    assert (folder / "encoder.safetensors").read_bytes() == first, "an interrupted cell is bitwise the one that was not"
     probe = Path("results/tiny/probe") / cell / "probe.parquet"
     assert main(["evaluate", *command, str(probe)]) == 0
     rows = read_table(probe)
     assert rows[rows["metric"] == "auroc"]["value"].between(0, 1).all()
     assert (len(read_table(Path("results/tiny/spectral") / cell / "spectral.parquet")) > 0) == (name in RECONSTRUCTED)
-
-
-RECONSTRUCTED = {"swift_4d", "swift_v2", "neurostorm", "brainmt"}
 
 
 def test_the_plan_asks_for_the_store_that_a_system_reads(built: Checkout, study: Path) -> None:

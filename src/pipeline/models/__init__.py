@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from inspect import isclass, signature
+from inspect import Parameter, isclass, signature
 from typing import Any
 
 from pipeline.errors import InputError, nearest
@@ -64,7 +64,9 @@ def takes(name: str) -> set[str]:
     """Names of the arguments of an architecture, those that it hands on to the class it extends among them."""
     made: Any = describe(name).build
     makers = [vars(each)["__init__"] for each in made.__mro__ if "__init__" in vars(each)] if isclass(made) else [made]
-    return {argument for maker in makers for argument in signature(maker).parameters} - {"self", "args", "kwargs"}
+    given = [each for maker in makers for each in signature(maker).parameters.values()]
+    collected = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
+    return {each.name for each in given if each.kind not in collected} - {"self"}
 
 
 def build(name: str, spec: dict[str, Any]) -> Encoder:

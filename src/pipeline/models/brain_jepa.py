@@ -145,7 +145,7 @@ class BrainJepa(TokenEncoder):
         self.variant = variant
         predictor = DecoderShape(predictor_width, predictor_depth, predictor_heads or heads, ratio)
         blocks = [Block(width, heads, ratio, eps=EPS) for _ in range(depth)]
-        table_RK = as_table(table, counted_places(parcels, gradients))
+        table_RK = counted_places(parcels, gradients) if table is None else as_table(table, parcels, gradients)
         super().__init__(width, blocks, patch, frames, table_RK, predictor, summary=0, eps=EPS)
         start(self, variant)
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import Encoder
 from pipeline.models.learners.supervised import RegularisedEncoder, Supervised
+from pipeline.models.parts.token_encoder import take
 
 EPSILON = 1e-10  # of the logarithms
 
@@ -102,11 +103,6 @@ class TopNodes(nn.Module):
         nodes_BNC = take(nodes_BNC, kept_BN) * chosen[..., None]
         edges_BNN = take(take(edges_BNN, kept_BN).mT, kept_BN).mT
         return Graph(nodes_BNC, edges_BNN, kept_BN, score_BN)
-
-
-def take(rows_BNC: Tensor, index_BM: Tensor) -> Tensor:
-    """Rows `index_BM` of each clip, `(B, M, C)`."""
-    return rows_BNC.gather(1, index_BM[..., None].expand(-1, -1, rows_BNC.shape[-1]))
 
 
 def unit_loss(weight_C: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def brainlm(
     coordinates : `(R, 3)`, x, y and z of the parcels' centres in millimetres; None: `spread_places`.
     variant : see the head of the file.
     """
-    table_RK = as_table(coordinates, spread_places(parcels))
+    table_RK = spread_places(parcels) if coordinates is None else as_table(coordinates, parcels, 3)
     decoder = DecoderShape(decoder_width, decoder_depth, decoder_heads, decoder_ratio)
     shape = width, depth, heads, ratio
     if variant == "corrected":

@@ -17,6 +17,7 @@ Source: Yang et al. (2022), Tensor Programs V, Table 8 and section 4; growth is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,15 +27,33 @@ TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d  # the
 MAPS = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | TRANSPOSED
 
 
-def attention_scale(channels: int, base_channels: int, heads: int) -> float:
-    """Factor of the scores: falls as 1 / channels of a head, and is the usual 1 / root of them at the base width.
+def attention_scale(channels: int, base_channels: int, heads: int, base_heads: int | None = None) -> float:
+    """Factor of the scores: falls as 1 / channels of a head, and is the usual 1 / root of them for heads of the base.
 
     Parameters
     ----------
     channels, base_channels : of a stage, and of the same stage at the base width.
-    heads : of the stage, as many at every width.
+    heads, base_heads : likewise; None: as many at the base width.
     """
-    return float((base_channels / heads) ** 0.5 / (channels / heads))
+    return float((base_channels / (base_heads or heads)) ** 0.5 / (channels / heads))
+
+
+def attention_scales(
+    width: int, heads: Sequence[int], base_width: int | None, base_heads: Sequence[int] | None = None
+) -> list[float] | None:
+    """`attention_scale` of each stage of a model whose channels double from stage to stage; None without a base width.
+
+    Raises
+    ------
+    ValueError : `heads` and `base_heads` have different numbers of stages.
+    """
+    if base_width is None:
+        return None
+    base_heads = heads if base_heads is None else base_heads
+    if len(base_heads) != len(heads):
+        raise ValueError(f"base_heads of {len(base_heads)} stages, where heads have {len(heads)}; give one a stage")
+    pairs = enumerate(zip(heads, base_heads, strict=True))
+    return [attention_scale(width * 2**i, base_width * 2**i, own, base) for i, (own, base) in pairs]
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Module]:

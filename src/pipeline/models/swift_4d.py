@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.models.description import Description
 from pipeline.models.ladder import WIDTHS, ladder
 from pipeline.models.learners.reconstruction import MaskedReconstruction
-from pipeline.models.mup import attention_scale
+from pipeline.models.mup import attention_scales
 from pipeline.models.swift_v1 import SwiftV1
 
 PLACES = (16, 16, 16)  # patches of 6 voxels in a box of 96
@@ -30,14 +30,21 @@ class Swift4D(SwiftV1):
     ----------
     base_width : where muP's learning rate was found: scores are scaled as usual there, and by 1 / channels
         of a head elsewhere (`mup.attention_scale`); None: as usual everywhere.
-    others : see `SwiftV1`; a head has as many channels in every stage.
+    base_heads : of each stage at the base width; None: as many as `heads`.
+    others : see `SwiftV1`.
     """
 
     def __init__(
-        self, width: int, depths: Sequence[int], heads: Sequence[int], base_width: int | None = None, **others: Any
+        self,
+        width: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        base_width: int | None = None,
+        base_heads: Sequence[int] | None = None,
+        **others: Any,
     ) -> None:
-        scale = attention_scale(width, base_width, heads[0]) if base_width else None
-        super().__init__(width, depths, heads, attention_scale=scale, **others)
+        scales = attention_scales(width, heads, base_width, base_heads)
+        super().__init__(width, depths, heads, attention_scale=scales, **others)
 
 
 def _sizes() -> dict[str, dict[str, Any]]:

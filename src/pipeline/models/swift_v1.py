@@ -74,7 +74,8 @@ class SwiftV1(VoxelEncoder):
     context_frames : longest clip; shorter ones take the first of the learned times.
     window, first_window : windows along x, y, z, t, and those of the first stage where they differ.
     full_last_stage : windows of the last stage span all of space and are not shifted.
-    qk_norm, attention_scale : see `WindowAttention`; the released encoders have neither.
+    qk_norm, attention_scale : see `WindowAttention`, the scale one for all stages or one a stage; the released encoders
+        have neither.
     layer_scale : start of a learned scale a channel on both branches of a block; None: none, as released.
     """
 
@@ -90,7 +91,7 @@ class SwiftV1(VoxelEncoder):
         first_window: Sequence[int] | None = None,
         full_last_stage: bool = True,
         qk_norm: bool = False,
-        attention_scale: float | None = None,
+        attention_scale: float | Sequence[float] | None = None,
         layer_scale: float | None = None,
     ) -> None:
         super().__init__(width, depths, heads, grid, patch, context_frames, embedding_norm=False)
@@ -98,11 +99,14 @@ class SwiftV1(VoxelEncoder):
         windows = [tuple(first_window or window), *[tuple(window)] * last]
         if full_last_stage:
             windows[last] = (*self.grids[last], window[3])
+        scales = attention_scale if isinstance(attention_scale, Sequence) else [attention_scale] * len(depths)
+        if len(scales) != len(depths):
+            raise ValueError(f"attention_scale of {len(scales)} stages, where depths have {len(depths)}")
         self.pos_embeds, self.layers = nn.ModuleList(), nn.ModuleList()
         for i, channels in enumerate(self.widths):
             shifts = [block % 2 == 1 and not (full_last_stage and i == last) for block in range(depths[i])]
             attentions = [
-                WindowAttention(channels, heads[i], windows[i], shifted, qk_norm=qk_norm, scale=attention_scale)
+                WindowAttention(channels, heads[i], windows[i], shifted, qk_norm=qk_norm, scale=scales[i])
                 for shifted in shifts
             ]
             blocks = [Block(channels, attention, layer_scale) for attention in attentions]

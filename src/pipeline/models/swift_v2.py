@@ -21,7 +21,7 @@ from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import VoxelEncoder
 from pipeline.models.ladder import WIDTHS, ladder
 from pipeline.models.learners.reconstruction import MaskedReconstruction
-from pipeline.models.mup import attention_scale
+from pipeline.models.mup import attention_scales
 from pipeline.models.parts.layers import LayerScale, Mlp, Stage
 from pipeline.models.parts.windows import Lengths, WindowAttention
 
@@ -141,6 +141,7 @@ class SwiftV2(VoxelEncoder):
     qk_norm : whether queries and keys are normed, head by head.
     base_width : where muP's learning rate was found: scores are scaled as usual there, and by 1 / channels
         of a head elsewhere (`mup.attention_scale`); None: as usual everywhere.
+    base_heads : of each stage at the base width; None: as many as `heads`.
     variant : "upstream" reproduces `DEFECTS`.
     """
 
@@ -157,6 +158,7 @@ class SwiftV2(VoxelEncoder):
         layer_scale: Sequence[float] | None = (0.9, 0.1, 1.0),
         qk_norm: bool = False,
         base_width: int | None = None,
+        base_heads: Sequence[int] | None = None,
         variant: Variant = "corrected",
     ) -> None:
         super().__init__(width, depths, heads, grid, patch, context_frames, embedding_norm=True)
@@ -164,14 +166,15 @@ class SwiftV2(VoxelEncoder):
         times = temporal_window or (UPSTREAM_TEMPORAL_WINDOW if upstream else WHOLE_CLIP)
         if upstream:
             qk_norm, base_width = False, None
+        scales: Sequence[float | None] | None = attention_scales(width, heads, base_width, base_heads)
+        scales = scales or [None] * len(depths)
         self.layers = nn.ModuleList()
         for i, channels in enumerate(self.widths):
             if channels // heads[i] % 2 or channels // heads[i] < 6:
                 found = f"heads of {channels // heads[i]} channels in stage {i}"
                 raise ValueError(f"{found}, where three rotary axes need 6 or more, and an even number")
-            scale = attention_scale(channels, base_width * 2**i, heads[i]) if base_width else None
             blocks = [
-                Block(channels, heads[i], window, times, number % 2 == 1, layer_scale, qk_norm, scale, upstream)
+                Block(channels, heads[i], window, times, number % 2 == 1, layer_scale, qk_norm, scales[i], upstream)
                 for number in range(depths[i])
             ]
             self.layers.append(Stage(blocks, channels, i == len(depths) - 1))
@@ -189,6 +192,7 @@ class SwiftV2(VoxelEncoder):
 
 
 PLACES = (16, 16, 16)  # patches of 6 voxels in a box of 96
+PUBLISHED = {36: "9m", 96: "66m", 192: "264m"}  # names of those widths
 DESCRIPTION = Description(
     name="swift_v2",
     input="voxels",
@@ -196,11 +200,7 @@ DESCRIPTION = Description(
     mixing="time, then 3D shifted windows",
     source="CCN 2025 abstract and poster, factorised encoder (ver11)",
     build=SwiftV2,
-    sizes={
-        "w24": {**ladder(24), "grid": PLACES},
-        **{name: {**ladder(width), "grid": PLACES} for name, width in (("9m", 36), ("66m", 96), ("264m", 192))},
-        **{f"w{width}": {**ladder(width), "grid": PLACES} for width in WIDTHS[1:]},
-    },
+    sizes={PUBLISHED.get(width, f"w{width}"): {**ladder(width), "grid": PLACES} for width in WIDTHS},
     default="9m",
     learner=MaskedReconstruction,
     published={"9m": "9.36 M, encoder", "66m": "66.14 M, encoder", "264m": "264.12 M, encoder"},

@@ -8,12 +8,12 @@ from typing import Any
 
 _CARD = """# {architecture}, size {size}
 
-An encoder of resting-state BOLD, pretrained by masked reconstruction. Licence: Apache-2.0.
+An encoder of resting-state BOLD, pretrained without labels; objective: {objective}. Licence: Apache-2.0.
 
 ## Data contract
 Inputs that differ from this mean nothing to the encoder, and the readers of this project refuse them.
 {contract}
-- clips: {context_frames} consecutive frames, z-scored per voxel over the whole run, 0 outside the brain
+- clips: {context_frames} consecutive frames of {columns}
 
 ## Training
 - status: **{status}** after {steps} steps, {tokens} tokens, learning rate {learning_rate:.3g}, seed {seed}
@@ -31,10 +31,19 @@ Intervals are bootstrap intervals over people. Not for clinical use.
 """
 
 
+_COLUMNS = {
+    "voxels": "voxels, z-scored one by one over the whole run, 0 outside the brain",
+    "parcels": "means of parcels, z-scored one by one over the whole run",
+    "flatmap": "pixels of the flat map, z-scored one by one over the whole run, 0 outside cortex",
+}
+
+
 def model_card(summary: Mapping[str, Any], context_frames: int) -> str:
     """Markdown that says what the weights are, what they may be fed, and how good they are."""
     contract = "\n".join(f"- {field}: {value}" for field, value in summary["contract"].items())
     numbers = {name: math.nan if value is None else value for name, value in summary.items()}
     names = ", ".join(summary["datasets"])
     trained_on = f"{names}: SIMULATED people, nobody was scanned" if summary["simulated"] else names
-    return _CARD.format(**{**numbers, "contract": contract, "context_frames": context_frames, "trained_on": trained_on})
+    columns = _COLUMNS[summary["contract"]["kind"]]
+    more = {"contract": contract, "context_frames": context_frames, "trained_on": trained_on, "columns": columns}
+    return _CARD.format(**{**numbers, **more})

@@ -42,7 +42,7 @@ def choose_people(study: Study, cell: Cell, manifests: Paths, draws: str | Path,
     ------
     InputError : too few people, or a first run shorter than `cell.frames`.
     """
-    runs = _runs_by_person(manifests)
+    runs, needed = _runs_by_person(manifests), study.least_frames(cell.architecture)
     datasets = cell_datasets(study, cell)
     names = cell_people(Path(draws), cell.draw, cell.subjects, datasets)
     if sweep_rate(cell) is None:
@@ -52,12 +52,16 @@ def choose_people(study: Study, cell: Cell, manifests: Paths, draws: str | Path,
     else:
         everyone = [name for name in read_json(draws)[str(cell.draw)] if name.split("/")[0] in datasets]
         held_out = [name for name in everyone if name not in names]
-    held_out = [name for name in held_out if name in runs][: study.pretrain.validation_people]
+    long_enough = {
+        name: [entry for entry in runs[name] if entry["frames"] >= needed] for name in held_out if name in runs
+    }
+    held_out = [name for name in held_out if long_enough.get(name)][: study.pretrain.validation_people]
     if not held_out:
         hint = "Give a pretraining data set evaluation_people; leave people over in grid.learning_rate.subjects."
-        raise InputError(f"cell {cell.path}", "nobody held out", "people for the validation loss", hint)
+        expected = f"people with runs of {needed} frames for the validation loss"
+        raise InputError(f"cell {cell.path}", "nobody held out", expected, hint)
     trained = [_first_run(runs, name, cell.frames) for name in names]
-    return People(trained, [entry for name in held_out for entry in runs[name]])
+    return People(trained, [entry for name in held_out for entry in long_enough[name]])
 
 
 def _runs_by_person(manifests: Paths) -> dict[str, list[Entry]]:

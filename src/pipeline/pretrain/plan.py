@@ -11,7 +11,7 @@ from pipeline.artefact import digest, read_json
 from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template
 from pipeline.config import Study
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.grid import RANDOM, Cell, sweep_rate
 from pipeline.models import arguments, describe, takes
 from pipeline.pretrain.parcel_tables import parcel_tables
@@ -21,6 +21,11 @@ from pipeline.stages import VERSIONS
 
 # What a shard's contract must say for a model that was trained on others of its store; beside it, its normalisation.
 KIND_OF = {"voxels": "voxels", "parcels": "parcels", "flat map": "flatmap"}
+# Peers whose published form takes what no store gives; their corrected form is a cell like any other.
+NO_UPSTREAM_CELLS = {
+    "brainlm": "corrected: the published image holds all parcels and times at once, hidden or not",
+    "tff": "corrected: the published clip has two channels",
+}
 GRADIENTS = 30  # of Brain-JEPA
 OF_KIND = {"voxels": ("template", "space"), "parcels": ("atlas", "atlas_sha256", "space"), "flat map": ("flatmap",)}
 
@@ -60,12 +65,9 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
     ------
     InputError : the model does not see what the architecture says, or cannot be built of its arguments.
     """
+    check_architecture(study, cell.architecture)
     architecture, settings = study.architectures[cell.architecture], study.pretrain
-    description = describe(architecture.model)
-    if description.input != architecture.input:
-        hint = "Change it, or `model`."
-        found = f"'{architecture.input}'"
-        raise InputError(f"architectures.{cell.architecture}.input", found, f"'{description.input}'", hint)
+    objective = architecture.objective or describe(architecture.model).objective
     recipe = Recipe(
         steps=0 if cell.variant == RANDOM else settings.steps,
         batch=settings.batch_clips,
@@ -75,19 +77,22 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
         clip_norm=settings.clip_norm,
         diverged_above=settings.diverged_above,
         checkpoint_every_s=settings.checkpoint_every_s,
+        falls_to_nothing=objective != "masked reconstruction",
     )
     masks = {"ratio": architecture.mask_ratio, "kind": architecture.mask or settings.mask, "loss": settings.loss}
-    shape = data_shape(study, cell.architecture, template, people.trained)
-    base = study.swept_size(cell.architecture)
-    mup = architecture.parametrisation == "mup"
-    if mup:
-        shape |= {"base_width": _base_width(study, cell.architecture, base)}
+    shape = data_shape(study, cell, template, people.trained)
+    spec = model_spec(study, cell.architecture, cell.size, shape)
+    base_spec = None
+    if architecture.parametrisation == "mup":
+        spec, base_spec = with_base(
+            spec, model_spec(study, cell.architecture, study.swept_size(cell.architecture), shape)
+        )
     return Plan(
         cell=cell,
         model=architecture.model,
-        spec=model_spec(study, cell.architecture, cell.size, shape),
-        base_spec=model_spec(study, cell.architecture, base, shape) if mup else None,
-        objective=architecture.objective or description.objective,
+        spec=spec,
+        base_spec=base_spec,
+        objective=objective,
         objective_options=architecture.objective_options,
         recipe=recipe,
         masks=masks,
@@ -96,12 +101,56 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
     )
 
 
-def data_shape(study: Study, architecture: str, template: Template, trained: Sequence[Entry]) -> dict[str, Any]:
+def check_architecture(study: Study, name: str) -> None:
+    """Whether the registry has what a row of the comparison names, and the model its arguments.
+
+    Raises
+    ------
+    InputError : unknown model, size or argument, or an input, objective or parametrisation that it does not have.
+    """
+    row, where = study.architectures[name], f"architectures.{name}"
+    description, known = describe(row.model), takes(row.model)
+    if description.input != row.input:
+        raise InputError(f"{where}.input", f"'{row.input}'", f"'{description.input}'", "Change it, or `model`.")
+    for size, own in row.sizes.items():
+        arguments(row.model, own.get("size"))
+        for argument in {**row.options, **own}.keys() - known - {"size"}:
+            raise InputError(
+                f"{where}.sizes.{size}", f"'{argument}'", f"an argument of {row.model}", nearest(argument, known)
+            )
+    if row.parametrisation == "mup" and "base_width" not in known:
+        hint = "Use standard, or swift_4d or swift_v2."
+        raise InputError(f"{where}.parametrisation", f"mup of '{row.model}'", "a model with it", hint)
+    if row.objective == "contrastive" and row.input != "voxels":
+        hint = "Its augmentations turn, scale and smooth volumes. Leave `objective` empty."
+        raise InputError(f"{where}.objective", f"contrastive on {row.input}", "voxels", hint)
+    own_objectives = {description.objective, "contrastive"}
+    if row.objective is not None and row.objective not in own_objectives:
+        expected = " or ".join(sorted(f"'{objective}'" for objective in own_objectives))
+        raise InputError(f"{where}.objective", f"'{row.objective}'", expected, "Leave it empty for the model's own.")
+    if description.objective == "supervised" and row.objective is None:
+        hint = "It learns from labels; the grid holds what learns without them."
+        raise InputError(f"{where}.model", f"'{row.model}'", "a model that needs no labels", hint)
+    if row.options.get("variant") == "upstream" and row.model in NO_UPSTREAM_CELLS:
+        hint = "Leave `variant` out."
+        raise InputError(f"{where}.options.variant", "'upstream'", NO_UPSTREAM_CELLS[row.model], hint)
+
+
+def with_base(spec: dict[str, Any], base: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's arguments, and those of the same model at the width and with the heads of the size whose learning rate
+    was chosen: muP compares weights one by one, so both have the model's own depths.
+    """
+    named = {"base_width": base["width"], "base_heads": [*base["heads"]]}
+    return {**spec, **named}, {**spec, **named, "width": base["width"], "heads": [*base["heads"]]}
+
+
+def data_shape(study: Study, cell: Cell, template: Template, trained: Sequence[Entry]) -> dict[str, Any]:
     """What the data say of a model's arguments, by their names: the box of the template, the parcels, the flat map."""
+    architecture = cell.architecture
     kind, frames = study.architectures[architecture].input, study.context_frames(architecture)
     shape: dict[str, Any] = {"frames": frames, "context_frames": frames}
     if kind == "parcels":
-        tables = parcel_tables(takes(study.architectures[architecture].model), trained, GRADIENTS)
+        tables = parcel_tables(takes(study.architectures[architecture].model), trained, cell.frames, GRADIENTS)
         return shape | tables | {"parcels": Shard.open(trained[0]["path"]).voxels}
     if kind == "flat map":
         return shape | {"raster": [study.flatmap.height, study.flatmap.width]}
@@ -134,15 +183,6 @@ def _grid(architecture: str, volume: list[int], patch: list[int]) -> list[int]:
     return [length // edge for length, edge in zip(volume, patch, strict=True)]
 
 
-def _base_width(study: Study, architecture: str, base: str) -> int:
-    """Channels of the size whose learning rate was chosen, by which muP scales the scores of attention."""
-    model = study.architectures[architecture].model
-    if "base_width" not in takes(model):
-        hint = "Use standard, or swift_4d or swift_v2."
-        raise InputError(f"architectures.{architecture}.parametrisation", f"mup of '{model}'", "a model with it", hint)
-    return width_of(study, architecture, base)
-
-
 def contract_of(kind: str, first: Entry) -> dict[str, Any]:
     """What every shard must agree on with the first one trained on."""
     found = Shard.open(first["path"]).contract
@@ -154,7 +194,11 @@ def width_of(study: Study, architecture: str, size: str) -> int:
     """Channels of a size, from the study or from the registry's size that it names."""
     row = study.architectures[architecture]
     own = {**row.options, **row.sizes[size]}
-    return int(own["width"] if "width" in own else arguments(row.model, own.get("size"))["width"])
+    found = own if "width" in own else arguments(row.model, own.get("size"))
+    if "width" not in found:
+        hint = "Learning rates of sizes are scaled by it."
+        raise InputError(f"architectures.{architecture}.sizes.{size}", "no width", "`width: channels`", hint)
+    return int(found["width"])
 
 
 def peak_rate(study: Study, cell: Cell, learning_rate_file: str | Path | None) -> float:

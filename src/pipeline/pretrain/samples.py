@@ -29,12 +29,14 @@ class Samples:
     seed: int  # of the draws
     inside: Tensor | None = None  # see Batch
     pair_TV: Clip | None = None  # a second clip of the same run, for objectives that compare clips
+    whose: Callable[[int], int] | None = None  # number of the person at a position
 
     def batch(self, positions: Sequence[int], progress: float = 0.0) -> Batch:
         """The samples at some positions."""
         draws = [sample_draw(self.seed, position) for position in positions]
         pair = None if self.pair_TV is None else self._lay(self.pair_TV, positions)
-        return Batch(self._lay(self.clip_TV, positions), draws, progress, self.inside, pair)
+        person = None if self.whose is None else torch.tensor([self.whose(position) for position in positions])
+        return Batch(self._lay(self.clip_TV, positions), draws, progress, self.inside, pair, person=person)
 
     def _lay(self, clip_TV: Clip, positions: Sequence[int]) -> Tensor:
         return self.raster.lay(torch.from_numpy(np.stack([clip_TV(position) for position in positions])))

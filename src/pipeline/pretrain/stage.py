@@ -30,8 +30,9 @@ from pipeline.models.parts.voxels import Raster
 from pipeline.pretrain.card import model_card
 from pipeline.pretrain.checkpoint import Store, load_cell, save_model
 from pipeline.pretrain.masks import hidden_tokens
-from pipeline.pretrain.objectives import PAIRED, build_learner, objective_of
+from pipeline.pretrain.objectives import build_learner, objective_of
 from pipeline.pretrain.objectives.batch import Objective
+from pipeline.pretrain.objectives.contrastive import needs_pair
 from pipeline.pretrain.people import Entry, Paths, People, choose_people, person
 from pipeline.pretrain.plan import Plan, make_plan, peak_rate, width_of
 from pipeline.pretrain.progress import progress
@@ -46,7 +47,9 @@ __all__ = ["choose_learning_rate", "load_cell", "run_cell"]
 
 # Held-out clips and masks are the same for every cell, whatever it was trained with, so that R^2 has one meaning.
 VALIDATION_SEED, VALIDATION_RATIO, VALIDATION_CLIPS = 1_000_003, 0.5, 2
-PAIR_STREAM = 2  # keeps the draws of second clips apart from those of masks
+PAIR_STREAM, DROPOUT_STREAM = 2, 3  # keep the draws of pairs of clips, and of dropout, apart from those of masks
+
+Place = Callable[[int], tuple[int, int]]  # position of a sample -> its run and first frame
 
 
 @dataclass(frozen=True)
@@ -168,34 +171,42 @@ def held_out_samples(lesson: Lesson, held_out: list[Entry]) -> Samples:
     return _samples(lesson, runs, place, runs.frames, VALIDATION_SEED)
 
 
-def _samples(
-    lesson: Lesson, runs: Runs, place: Callable[[int], tuple[int, int]], frames: Callable[[int], int], seed: int
-) -> Samples:
-    context = lesson.context
+def _samples(lesson: Lesson, runs: Runs, place: Place, frames: Callable[[int], int], seed: int) -> Samples:
+    context, plan = lesson.context, lesson.plan
+    names = list(dict.fromkeys(person(entry) for entry in runs.entries))
 
     def clip_TV(position: int) -> np.ndarray:
         return runs.clip(*place(position), context)
 
-    def pair_TV(position: int) -> np.ndarray:
-        run, start = place(position)
-        return runs.clip(run, apart(start, context, frames(run), seed, position), context)
+    def of_pair(position: int, which: int) -> np.ndarray:
+        run, _ = place(position)
+        return runs.clip(run, apart(context, frames(run), seed, position)[which], context)
 
-    paired = pair_TV if lesson.plan.objective in PAIRED else None
-    return Samples(clip_TV, lesson.raster, seed, lesson.inside, paired)
+    def whose(position: int) -> int:
+        return names.index(person(runs.entries[place(position)[0]]))
+
+    if plan.objective == "contrastive" and needs_pair(plan.objective_options):
+        first, second = partial(of_pair, which=0), partial(of_pair, which=1)
+        return Samples(first, lesson.raster, seed, lesson.inside, second, whose)
+    return Samples(clip_TV, lesson.raster, seed, lesson.inside, whose=whose)
 
 
-def apart(start: int, context: int, frames: int, seed: int, position: int) -> int:
-    """First frame of a second clip of a run that does not overlap the one from `start`, every such frame alike.
+def apart(context: int, frames: int, seed: int, position: int) -> tuple[int, int]:
+    """First frames of two clips of a run that do not overlap, every such pair alike.
 
     Raises
     ------
-    InputError : the frames hold no second clip.
+    InputError : the frames hold no two clips.
     """
-    starts = [*range(0, start - context + 1), *range(start + context, frames - context + 1)]
-    if not starts:
+    slack = frames - 2 * context
+    if slack < 0:
         hint = "Raise T in the grid, or shorten context_frames."
         raise InputError("objective contrastive", f"{frames} frames", f"room for two clips of {context}", hint)
-    return int(np.random.default_rng([seed, PAIR_STREAM, position]).choice(starts))
+    draw = np.random.default_rng([seed, PAIR_STREAM, position])
+    # Of slack + 2 places for two clips, two: the earlier clip moves the later one on by its own length.
+    early, late = sorted(int(place) for place in draw.choice(slack + 2, 2, replace=False))
+    starts = early, late - 1 + context
+    return starts if draw.integers(2) else (starts[1], starts[0])
 
 
 def fit(lesson: Lesson, objective: Objective, samples: Samples, store: Store) -> Training:
@@ -207,7 +218,8 @@ def fit(lesson: Lesson, objective: Objective, samples: Samples, store: Store) ->
             factors = rate_factors(lesson.learner, build_learner(plan.model, plan.base_spec, plan.objective))
 
     def loss_of(positions: range) -> torch.Tensor:
-        torch.manual_seed(plan.cell.seed + positions.start)  # dropout is a function of the step, also after a resume
+        # Dropout is a function of the step, also after a resume.
+        torch.manual_seed(_seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start))
         return objective.loss(samples.batch(positions, positions.start / (recipe.batch * recipe.steps)))
 
     def after_step(step: int) -> None:
@@ -216,6 +228,10 @@ def fit(lesson: Lesson, objective: Objective, samples: Samples, store: Store) ->
     lesson.learner.train()
     report = progress(plan.cell.path, recipe.steps)
     return train(lesson.learner, loss_of, recipe, store, report, after_step, factors)
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def score(lesson: Lesson, held_out: list[Entry]) -> Validation:
@@ -229,12 +245,9 @@ def score(lesson: Lesson, held_out: list[Entry]) -> Validation:
 def costs(lesson: Lesson, objective: Objective, samples: Samples) -> tuple[int, int]:
     """Operations of encoding a clip, and of a training step's share of a clip, counted as they run."""
     learner, batch = lesson.learner, samples.batch(range(2))
-    state = {name: value.clone() for name, value in learner.named_buffers()}
     with torch.no_grad():
         encoded = count_flops(learner.encoder, lambda: learner.encoder(batch.clip)).forward
     step = count_flops(learner, lambda: objective.loss(batch))
-    for name, value in learner.named_buffers():
-        value.copy_(state[name])  # running means of a norm
     return encoded // 2, (step.forward + step.backward) // 2
 
 
@@ -244,7 +257,10 @@ def summarise(
     """What training cost and where it ended."""
     plan, encoder = lesson.plan, lesson.learner.encoder
     clip_tokens = lesson.context // encoder.frames_per_token * _places(lesson)
-    parameters, whole = (sum(weights.numel() for weights in part.parameters()) for part in (encoder, lesson.learner))
+    parameters, whole = (
+        sum(weights.numel() for weights in part.parameters() if weights.requires_grad)
+        for part in (encoder, lesson.learner)
+    )
     return {
         **cell_columns(plan.cell),
         "objective": plan.objective,

@@ -1,7 +1,8 @@
 """The training loop: any model, any loss that is a function of sample positions, resumable at every step.
 
-Nothing is drawn from a global random state, so the step number, the weights and the optimiser's moments are the whole
-state, and a run that was interrupted ends bitwise equal to one that was not.
+The loss is a function of the step alone (whoever draws from torch's own generator seeds it by the step), so the step
+number, the weights and the optimiser's moments are the whole state; a run that was interrupted ends bitwise equal to
+one that was not.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Recipe:
     clip_norm: float
     diverged_above: float
     checkpoint_every_s: float
+    falls_to_nothing: bool = False  # whether the loss may come near 0, as of pairs or of a teacher: see `has_diverged`
 
 
 @dataclass
@@ -117,6 +119,7 @@ def train(
 def take_step(model: nn.Module, optimiser: AdamW, loss_of: LossOf, recipe: Recipe, training: Training) -> None:
     """One optimiser step, written into `training`; sets its status where the loss has diverged."""
     rate = learning_rate(training.step, recipe.steps, recipe.learning_rate, recipe.warmup)
+    buffers = {name: value.clone() for name, value in model.named_buffers() if value.is_floating_point()}
     loss = loss_of(range(training.step * recipe.batch, (training.step + 1) * recipe.batch))
     model.zero_grad()
     torch.autograd.backward(loss)
@@ -127,6 +130,9 @@ def take_step(model: nn.Module, optimiser: AdamW, loss_of: LossOf, recipe: Recip
     else:
         row[:] = torch.nan
         training.skipped += 1
+        for name, value in model.named_buffers():  # the running means of a norm are not finite either
+            if name in buffers:
+                value.copy_(buffers[name])
     training.history[training.step, :3] = torch.tensor([row[0], rate, row[1]])
     training.step += 1
     if has_diverged(training, recipe):
@@ -134,16 +140,19 @@ def take_step(model: nn.Module, optimiser: AdamW, loss_of: LossOf, recipe: Recip
 
 
 def has_diverged(training: Training, recipe: Recipe) -> bool:
-    """Whether too many steps were skipped, or the smoothed loss stands far above the lowest it has reached and above
-    where it started: a loss that can fall to nothing, as of pairs or of a teacher, may rise tenfold from there.
+    """Whether too many steps were skipped, or the smoothed loss stands far above the lowest it has reached.
+
+    A loss that can fall to nothing may rise tenfold from there: it diverges only above where it started, too.
     """
     if training.skipped > max(5, MAX_SKIPPED * recipe.steps):
         return True
-    recent, start = (
-        part.nanmean().item() for part in (training.losses[-SMOOTHED_STEPS:], training.losses[:SMOOTHED_STEPS])
-    )
+    recent = training.losses[-SMOOTHED_STEPS:].nanmean().item()
     training.lowest = min(training.lowest, recent)
-    return recent > max(start, recipe.diverged_above * training.lowest)
+    limit = recipe.diverged_above * training.lowest
+    if recipe.falls_to_nothing:
+        finite = training.losses[training.losses.isfinite()]
+        limit = max(limit, finite[:SMOOTHED_STEPS].mean().item())
+    return recent > limit
 
 
 @contextmanager

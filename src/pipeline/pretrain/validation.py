@@ -39,7 +39,8 @@ def validate(
 
     Parameters
     ----------
-    objective : what it was trained by; one that does not reconstruct has a loss, but no R^2 (NaN).
+    objective : what it was trained by; one that does not reconstruct has a loss a batch, without interval, and no R^2
+        (NaN).
     encoder : its frozen part, whose features' rank is measured.
     batch : held-out clips by number.
     person_K : whose clip each is.
@@ -65,6 +66,8 @@ def validate(
     totals_I4 = np.zeros((len(people), 4))
     np.add.at(totals_I4, number_K, torch.cat(sums).numpy())
     held_out_loss, r2 = bootstrap(totals_I4)
+    if not isinstance(objective, MaskedObjective):  # one number a batch: nothing to resample
+        held_out_loss = Interval(held_out_loss.value, np.nan, np.nan)
     return Validation(held_out_loss, r2, effective_rank(torch.cat(pooled)), len(people))
 
 

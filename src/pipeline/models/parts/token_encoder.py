@@ -48,13 +48,11 @@ def put_back(visible_BVC: Tensor, number_BV: Tensor, filling_C: Tensor, tokens: 
 Table = Tensor | Sequence[Sequence[float]]
 
 
-def as_table(table: Table | None, stand_in_RK: Tensor) -> Tensor:
-    """A table of one row a parcel, or the stand-in where none is given; ValueError where the shapes differ."""
-    if table is None:
-        return stand_in_RK
+def as_table(table: Table, parcels: int, columns: int) -> Tensor:
+    """A table `(R, K)` of one row a parcel; ValueError where it has another shape."""
     table_RK = torch.as_tensor(table, dtype=torch.float32)
-    if table_RK.shape != stand_in_RK.shape:
-        raise ValueError(f"a table of {tuple(table_RK.shape)}, where parcels need {tuple(stand_in_RK.shape)}")
+    if table_RK.shape != (parcels, columns):
+        raise ValueError(f"a table of {tuple(table_RK.shape)}, where parcels need {(parcels, columns)}")
     return table_RK
 
 

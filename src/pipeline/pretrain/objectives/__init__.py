@@ -18,8 +18,6 @@ from pipeline.pretrain.objectives.jepa import BlockMasks, JepaObjective
 from pipeline.pretrain.objectives.phases import PhasesObjective
 from pipeline.pretrain.objectives.reconstruction import Hide, Loss, MaskedObjective
 
-PAIRED = {"contrastive"}  # objectives that want a second clip of the same run
-
 
 def build_learner(model: str, spec: Mapping[str, Any], objective: str | None = None) -> nn.Module:
     """An encoder with fresh weights and what an objective adds to it; None: the objective of its own.
@@ -70,5 +68,5 @@ def objective_of(
     except (TypeError, ValueError) as wrong:
         hint = "Its arguments stand in src/pipeline/pretrain/objectives/."
         raise InputError("objective_options", f"what it cannot take: {wrong}", f"options of {name}", hint) from wrong
-    hint = "It is trained on labels, by the benchmark; the grid holds what learns without them."
+    hint = "Such a system learns from labels; the grid holds what learns without them."
     raise InputError("objective", f"'{name}'", "one that needs no labels", hint)

@@ -26,6 +26,8 @@ class Batch:
     inside : which values are real, `(*tokens, P)` as the learner's `patchify` lays them out: 0 outside the brain.
     pair : a second clip of the same run that does not overlap the first; only where the objective compares clips.
     target : what a supervised objective predicts, one row a clip.
+    person : whose clip each is, a number a person, `(B,)`; samples of one person are never each other's negatives;
+        None: all different.
     """
 
     clip: Tensor
@@ -34,6 +36,7 @@ class Batch:
     inside: Tensor | None = None
     pair: Tensor | None = None
     target: Tensor | None = None
+    person: Tensor | None = None
 
 
 class Objective(Protocol):

@@ -1,8 +1,8 @@
 """Contrastive training: what belongs together shall lie nearer than what does not.
 
-SwiFT has three types. Type 1, `instance`: two clips of one person that do not overlap are a pair, all other clips of
-the batch are strangers. Type 2, `local`: a clip is changed twice, equal times of the two are a pair, its other times
-are strangers. Type 3, `both`: the sum.
+SwiFT has three types. Type 1, `instance`: two clips of one person that do not overlap are a pair, the clips of other
+people in the batch are strangers. Type 2, `local`: a clip is changed twice, equal times of the two are a pair, its
+other times are strangers. Type 3, `both`: the sum.
 
 The public code of SwiFT says frames in its type 2 but averages over time first, and so compares two clips of a person,
 each changed twice, with each other: `local="clips"`. It sums that over people, where we take the mean.
@@ -14,9 +14,9 @@ Legend: B clip; C channels; t token times; G groups; N pairs of a group; K numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,13 +32,14 @@ Local = Literal["times", "clips"]
 Augment = Callable[[Tensor, Sequence[np.random.Generator]], Tensor]
 
 
-def nt_xent(first_GNK: Tensor, second_GNK: Tensor, temperature: float = 0.1) -> Tensor:
+def nt_xent(first_GNK: Tensor, second_GNK: Tensor, temperature: float = 0.1, person_N: Tensor | None = None) -> Tensor:
     """Normalised temperature-scaled cross-entropy: each embedding must find its partner among its group.
 
     Parameters
     ----------
     first_GNK, second_GNK : partners at equal places; a group's other 2 N - 2 embeddings are strangers. Their lengths
         do not matter, only their cosines.
+    person_N : whose each pair is; other pairs of the same person are no strangers and are left out. None: all differ.
 
     Source: Chen et al. (2020), equation 1, averaged over both directions.
     """
@@ -48,6 +49,10 @@ def nt_xent(first_GNK: Tensor, second_GNK: Tensor, temperature: float = 0.1) -> 
     oneself_MM = torch.eye(everyone, dtype=torch.bool, device=score_GMM.device)
     partner_M = (torch.arange(everyone, device=score_GMM.device) + pairs) % everyone
     score_GMM = score_GMM.masked_fill(oneself_MM, -torch.inf)
+    if person_N is not None:
+        person_M = person_N.to(score_GMM.device).repeat(2)
+        own_MM = (person_M[:, None] == person_M) & ~oneself_MM[partner_M]
+        score_GMM = score_GMM.masked_fill(own_MM, -torch.inf)
     return functional.cross_entropy(score_GMM.flatten(0, 1), partner_M.repeat(len(score_GMM)))
 
 
@@ -75,6 +80,11 @@ class ContrastiveObjective:
         if self.temperature <= 0:
             raise ValueError(f"a temperature of {self.temperature}, which must be above 0")
 
+    @property
+    def paired(self) -> bool:
+        """Whether it reads `batch.pair` at all."""
+        return needs_pair({"kind": self.kind, "local": self.local})
+
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss over the embeddings of a batch.
 
@@ -87,7 +97,7 @@ class ContrastiveObjective:
         if self.kind != "local":
             other = self._features(_pair(batch), batch)
             embed = self.learner.of_clips
-            loss = loss + nt_xent(embed(first)[None], embed(other)[None], self.temperature)
+            loss = loss + nt_xent(embed(first)[None], embed(other)[None], self.temperature, batch.person)
         if self.kind != "instance":
             loss = loss + self._local(first, batch)
         return loss
@@ -99,6 +109,7 @@ class ContrastiveObjective:
         second = self._features(batch.clip, batch)
         if self.local == "times":
             return nt_xent(self.learner.of_times(first), self.learner.of_times(second), self.temperature)
+        # Each sample is a group of its own here, so that no other of its person is among its strangers.
         others = [self._features(_pair(batch), batch) for _ in range(2)]
         views = [(first, others[0]), (second, others[1])]
         embedded = [torch.stack([self.learner.of_clips(each) for each in view], dim=1) for view in views]
@@ -106,6 +117,12 @@ class ContrastiveObjective:
 
     def _features(self, clip: Tensor, batch: Batch) -> Tensor:
         return self.learner.encoder(self.augment(clip, batch.draws))
+
+
+def needs_pair(options: Mapping[str, Any]) -> bool:
+    """Whether the objective with these options of the configuration compares two clips of a run."""
+    kind, local = options.get("kind", ContrastiveObjective.kind), options.get("local", ContrastiveObjective.local)
+    return bool(kind != "local" or local == "clips")
 
 
 def _pair(batch: Batch) -> Tensor:

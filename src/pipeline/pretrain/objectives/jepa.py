@@ -13,6 +13,7 @@ Legend: B clip; R parcels; t token times.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ from pipeline.pretrain.objectives.batch import Batch
 
 Shares = tuple[float, float]  # of parcels, of token times
 MOMENTUM = (0.996, 1.0)
+
+
+def _is_pair(value: Any) -> bool:
+    """Two numbers; a configuration gives them as a list."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+    )
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class BlockMasks:
 
     Raises
     ------
-    ValueError : nothing would be left to predict.
+    ValueError : nothing would be left to predict, or shares that are no pair above 0 and up to 1.
     """
 
     parcels: int
@@ -55,6 +65,10 @@ class BlockMasks:
     def __post_init__(self) -> None:
         if self.parcels < 2 or self.times < 2:
             raise ValueError(f"a grid of {self.parcels} parcels and {self.times} times, where both need two at least")
+        for name in ("observed", "across_parcels", "across_times", "across_both"):
+            shares = getattr(self, name)
+            if not _is_pair(shares) or not all(0 < share <= 1 for share in shares):
+                raise ValueError(f"{name} {shares!r}, where two shares above 0 and up to 1 are needed: parcels, times")
 
     def size(self, shares: Shares, parcels: int, times: int) -> tuple[int, int]:
         """Parcels and times of a block that has so many to choose from."""
@@ -100,11 +114,20 @@ class JepaObjective:
     Attributes
     ----------
     momentum : what the teacher keeps of itself at a step, at the start and at the end of training.
+
+    Raises
+    ------
+    ValueError : a momentum that is no pair from 0 to 1.
     """
 
     learner: JointEmbedding
     masks: BlockMasks
     momentum: tuple[float, float] = field(default=MOMENTUM)
+
+    def __post_init__(self) -> None:
+        if not _is_pair(self.momentum) or not all(0 <= share <= 1 for share in self.momentum):
+            found = f"momentum {self.momentum!r}"
+            raise ValueError(f"{found}, where two numbers from 0 to 1 are needed: at the start, at the end")
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean Huber error of the predicted features, whose true values have variance 1."""

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pipeline.models.learners.reconstruction import Reconstructor
-from pipeline.models.parts.layers import Patch, patchify
 from pipeline.pretrain.objectives.batch import Batch
 
 Loss = Literal["mse", "l1"]
@@ -30,12 +29,6 @@ class Reconstruction:
     true_MP: Tensor
     inside_MP: Tensor  # 1 where the value is in the brain
     features: Tensor  # (B, C, ...)
-
-
-def brain_patches(mask_XYZ: Tensor, patch: Patch) -> Tensor:
-    """The brain mask as patches `(x, y, z, P)`, repeated for each frame of a patch."""
-    frames_XYZT = mask_XYZ[..., None].expand(*mask_XYZ.shape, patch[3])
-    return patchify(frames_XYZT[None, None], patch)[0, :, :, :, 0]
 
 
 def reconstruct(learner: Reconstructor, clip: Tensor, hidden: Tensor, inside: Tensor | None) -> Reconstruction:

@@ -26,7 +26,8 @@ class SupervisedObjective:
     ----------
     learner : with one output for two classes, one a class for several, and one a number.
     target : binary: 0 or 1; classes: the class's number; number: z-scored over the training people. `(B,)` or, where
-        several are learned at once, `(B, K)`; NaN where a person's is missing, which is left out of the mean.
+        several are learned at once, `(B, K)`; NaN where a person's is missing, which is left out of the mean. Integers
+        do where none is missing.
     mixup : alpha of the Beta distribution by which two clips and their targets are blended in training; 0: not at all.
         Source: Zhang et al. (2018), mixup; BrainNetTF trains with alpha 1.
     """
@@ -45,6 +46,7 @@ class SupervisedObjective:
         if batch.target is None:
             raise ValueError("a batch without targets, which supervised training needs")
         clip, target = batch.clip, batch.target.to(batch.clip.device)
+        target = target if target.is_floating_point() else target.float()
         known = target.isfinite()
         class_B = None if self.target == "number" or target.ndim > 1 else target.masked_fill(~known, -1).long()
         target = self._soft(target.masked_fill(~known, 0.0))

@@ -111,9 +111,16 @@ def _tensors_and_options(path: Path, content: Any) -> tuple[dict[str, Tensor], d
     if strangers or not weights:
         found = f"'{strangers[0]}', which is no tensor," if strangers else "an empty dictionary"
         raise InputError(path, f"{found} among the weights", "tensors by name", "Give the checkpoint itself.")
-    options = content.get("hyper_parameters", content.get("args", {}))
-    options = vars(options) if isinstance(options, argparse.Namespace) else options
-    return {str(name): tensor for name, tensor in weights.items()}, dict(options) if weights is not content else {}
+    options = {} if weights is content else _options(content)
+    return {str(name): tensor for name, tensor in weights.items()}, options
+
+
+def _options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name: `hyper_parameters` (Lightning), else `args` (CortexMAE); none where it is no bag of values."""
+    for found in (content.get("hyper_parameters"), content.get("args")):
+        if isinstance(found, Mapping | argparse.Namespace):
+            return dict(found if isinstance(found, Mapping) else vars(found))
+    return {}
 
 
 def without(tensors: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:

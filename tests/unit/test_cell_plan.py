@@ -1,0 +1,87 @@
+"""What a study says of a model: every row of the configurations, and what is refused before a job starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Architecture, Grid, Study, load_study
+from pipeline.errors import InputError
+from pipeline.models.mup import rate_factors
+from pipeline.pretrain.objectives import build_learner
+from pipeline.pretrain.plan import check_architecture, model_spec, width_of, with_base
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+
+
+def paper(**rows: Any) -> Study:
+    own = {name: Architecture(**row) for name, row in rows.items()}
+    return load_study(CONFIG / "config.yaml").model_copy(update={"architectures": own, "grid": Grid()})
+
+
+def voxels(study: Study) -> dict[str, Any]:
+    return {"volume": [*study.template.shape], "patch": [*study.template.patch, 1], "context_frames": 20}
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "demo.yaml"])
+def test_every_size_of_the_tree_builds_and_muP_finds_its_base(file: str) -> None:
+    study = load_study(CONFIG / file)
+    for name, row in study.architectures.items():
+        check_architecture(study, name)
+        base = model_spec(study, name, study.swept_size(name), voxels(study))
+        for size in row.sizes:
+            spec = model_spec(study, name, size, voxels(study))
+            assert width_of(study, name, size) == spec["width"]
+            if row.parametrisation == "standard":
+                continue
+            own, base_spec = with_base(spec, base)
+            with torch.device("meta"):
+                model, other = build_learner(row.model, own), build_learner(row.model, base_spec)
+            ratio = base["width"] / spec["width"]
+            factors = rate_factors(model, other)
+            assert factors["encoder.layers.0.blocks.0.mlp.linear1.weight"] == pytest.approx(ratio)
+            assert factors["encoder.patch_embed.fc.weight"] == 1
+            scale = model.encoder.layers[0].blocks[0]
+            attention = scale.attn if hasattr(scale, "attn") else scale.spatial_attn
+            heads, base_heads = spec["heads"][0], base["heads"][0]
+            assert attention.scale == pytest.approx((base["width"] / base_heads) ** 0.5 / (spec["width"] / heads))
+
+
+ROW = {"model": "swift_v2", "label": "x", "sizes": {"s": {"width": 12, "depths": [1], "heads": [1]}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "text"),
+    [
+        ({"model": "swift_v22"}, "model", "Did you mean 'swift_v2'"),
+        ({"input": "flat map"}, "architectures.x.input", "expected 'voxels'"),
+        ({"sizes": {"s": {"widht": 12}}}, "architectures.x.sizes.s", "Did you mean 'width'"),
+        ({"sizes": {"s": {"size": "9mm"}}}, "size of swift_v2", "Did you mean '9m'"),
+        ({"objective": "JEPA"}, "architectures.x.objective", "expected 'contrastive' or 'masked reconstruction'"),
+        (
+            {"model": "neurostorm", "sizes": {"s": {}}, "parametrisation": "mup"},
+            "parametrisation",
+            "mup of 'neurostorm'",
+        ),
+        ({"model": "tff", "sizes": {"s": {}}, "options": {"variant": "upstream"}}, "options.variant", "two channels"),
+        ({"model": "brainnetcnn", "sizes": {"s": {}}}, "architectures.x.input", "expected 'connectome'"),
+    ],
+)
+def test_what_a_model_cannot_be_is_named(change: dict[str, Any], where: str, text: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_architecture(paper(x={**ROW, **change}), "x")
+    assert where in str(refused.value)
+    assert text in str(refused.value)
+
+
+def test_a_size_of_the_registry_brings_its_arguments() -> None:
+    row = {"model": "brainmt", "label": "x", "sizes": {"paper": {"size": "paper"}}}
+    study = paper(x=row)
+    spec = model_spec(study, "x", "paper", voxels(study))
+    assert (spec["width"], [*spec["patch"]], spec["grid"]) == (512, [16, 16, 16, 1], [6, 6, 6])
+    assert width_of(study, "x", "paper") == 512
+    with pytest.raises(InputError, match=r"found \[5, 5, 5\].*tiles"):
+        model_spec(paper(x={**row, "options": {"patch": [5, 5, 5, 1]}}), "x", "paper", voxels(study))
