@@ -27,8 +27,7 @@ include: "workflow/rules/figures.smk"
 
 
 onstart:
-    # Jobs read this copy, defaults written out: an edit of the configuration meanwhile changes nothing under way.
-    write_text(CONFIG, dump_study(study))
+    begin()
 
 
 localrules:

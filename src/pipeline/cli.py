@@ -60,10 +60,10 @@ def _config(arguments: Arguments) -> None:
         return
     study = load_study(arguments.config, _override(arguments.override))
     if arguments.action == "check":
-        from pipeline.pretrain.plan import check_architecture
+        from pipeline.pretrain.plan import try_architecture
 
         for name in study.architectures:
-            check_architecture(study, name)
+            try_architecture(study, name)
         cells = grid.all_cells(study)
         people = sum(dataset.people for dataset in study.datasets.values())
         print(f"{arguments.config}: valid. Study '{study.name}': {people} people, {len(cells)} cells.")
@@ -90,7 +90,7 @@ def _print_or_write(text: str, output: Path | None) -> None:
 
 def _models(arguments: Arguments) -> None:
     from pipeline.models import describe, names
-    from pipeline.models.listing import as_table, count_all
+    from pipeline.models.listing import LEGEND, as_table, count_all
 
     chosen = [arguments.model] if arguments.model else names()
     for name in chosen:
@@ -99,7 +99,9 @@ def _models(arguments: Arguments) -> None:
     if arguments.json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return
-    print(*as_table(rows), sep="\n")
+    print(*as_table(rows), LEGEND, sep="\n")
+    if not arguments.model:
+        print("Sources:", "; ".join(f"{name}: {describe(name).source}" for name in chosen))
     if arguments.model:
         _print_description(arguments.model)
 
@@ -108,7 +110,7 @@ def _print_description(name: str) -> None:
     from pipeline.models import describe
 
     description = describe(name)
-    print(f"\n{description.mixing}.")
+    print(f"\n{description.mixing}. Source: {description.source}.")
     for title, notes in (
         ("published", description.published),
         ("variant upstream reproduces", description.defects),

@@ -232,6 +232,9 @@ class Architecture(Strict):
     mask: MaskKind | None = Field(None, description="How its tokens are hidden; empty: as pretrain.mask")
     mask_ratio: Fraction = Field(0.5, description="Share of tokens hidden in pretraining")
     context_frames: Count | None = Field(None, description="Frames a clip; empty: as pretrain.context_frames")
+    sweep_size: Slug | None = Field(
+        None, description="Size at which its rate is chosen; empty: grid.learning_rate.size"
+    )
     parametrisation: Literal["standard", "mup"] = Field(
         "standard", description="How a learning rate moves from size to size; standard: by the ratio of widths"
     )
@@ -414,8 +417,8 @@ class Study(Strict):
 
     def _check_sweep(self, where: str, sweep: Sweep) -> None:
         self._check_datasets(where, sweep.datasets)
-        for name, architecture in self.architectures.items() if sweep.size else ():
-            _check_known(where, f"size of {name}", sweep.size, architecture.sizes)
+        for name, architecture in self.architectures.items():
+            _check_known(where, f"size of {name}", self.swept_size(name), architecture.sizes)
 
     def _check_datasets(self, where: str, names: Iterable[str]) -> None:
         for name in names:
@@ -440,8 +443,9 @@ class Study(Strict):
                 _check_known(f"architectures.{name}.atlas", "atlas of the study", architecture.atlas, self.atlases)
 
     def swept_size(self, architecture: str) -> str:
-        """The size at which an architecture's learning rate is chosen: the sweep's, else the first of its ladder."""
-        return self.grid.learning_rate.size or next(iter(self.architectures[architecture].sizes))
+        """The size at which an architecture's rate is chosen: its own, the sweep's, else the first of its ladder."""
+        row = self.architectures[architecture]
+        return row.sweep_size or self.grid.learning_rate.size or next(iter(row.sizes))
 
     def context_frames(self, architecture: str) -> int:
         """Frames of a clip of an architecture."""
@@ -463,7 +467,7 @@ class Study(Strict):
         for _, frames in cells.subjects_frames:
             if frames < longest:
                 context = {"where": where, "frames": frames, "context": longest}
-                message = "{where}: T = {frames} is shorter than the clips, {context} frames (contrastive: two of them)"
+                message = "{where}: T = {frames} is shorter than the clips of its architectures, {context} frames"
                 raise PydanticCustomError("short", message, context)
 
     @property

@@ -133,4 +133,4 @@ def _names(study: Study, cells: Cells, variant: str, cell: Cell) -> bool:
 def _sweep_cells(study: Study) -> Iterator[Cell]:
     sweep = study.grid.learning_rate
     for name, rate in product(study.architectures, sweep.rates):
-        yield Cell(name, sweep.size, sweep.subjects, sweep.frames, 0, sweep_variant(rate), 0)
+        yield Cell(name, study.swept_size(name), sweep.subjects, sweep.frames, 0, sweep_variant(rate), 0)

@@ -12,7 +12,7 @@ from pipeline.config import Architecture, Grid, Study, load_study
 from pipeline.errors import InputError
 from pipeline.models.mup import rate_factors
 from pipeline.pretrain.objectives import build_learner
-from pipeline.pretrain.plan import check_architecture, model_spec, width_of, with_base
+from pipeline.pretrain.plan import check_architecture, model_spec, try_architecture, width_of, with_base
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
@@ -66,7 +66,7 @@ ROW = {"model": "swift_v2", "label": "x", "sizes": {"s": {"width": 12, "depths":
             "parametrisation",
             "mup of 'neurostorm'",
         ),
-        ({"model": "tff", "sizes": {"s": {}}, "options": {"variant": "upstream"}}, "options.variant", "two channels"),
+        ({"model": "tff", "sizes": {"s": {}}, "options": {"variant": "upstream"}}, "sizes.s: variant", "two channels"),
         ({"model": "brainnetcnn", "sizes": {"s": {}}}, "architectures.x.input", "expected 'connectome'"),
     ],
 )
@@ -75,6 +75,38 @@ def test_what_a_model_cannot_be_is_named(change: dict[str, Any], where: str, tex
         check_architecture(paper(x={**ROW, **change}), "x")
     assert where in str(refused.value)
     assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"options": {"window": [2, 2, 2, 2]}}, "sizes.s"),
+        ({"options": {"variant": "upsteam"}}, "Did you mean 'upstream'"),
+        ({"sizes": {"s": {"width": -12, "depths": [1], "heads": [1]}}}, "sizes.s"),
+        ({"model": "neurostorm"}, "heads"),
+        ({"model": "brainmt", "sizes": {"s": {"width": 8, "stem": [2]}}}, "makes 4^3"),
+        ({"objective": "contrastive", "objective_options": {"temprature": 0.1}}, "temprature"),
+        ({"objective": "contrastive", "objective_options": {"kind": 4}}, "objective_options"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_found_without_any_data(change: dict[str, Any], text: str) -> None:
+    study = paper(x={**ROW, **change})
+    with pytest.raises(InputError) as refused:
+        try_architecture(study, "x")
+    assert "architectures.x.sizes.s" in str(refused.value)
+    assert text in str(refused.value)
+
+
+def test_what_fits_is_not_refused() -> None:
+    parcels = {"input": "parcels", "atlas": "a", "context_frames": 200, "sizes": {"s": {"size": "13m"}}}
+    flat = {"input": "flat map", "context_frames": 16, "sizes": {"s": {"size": "2m"}}}
+    study = paper(
+        x=ROW,
+        brainlm={"model": "brainlm", "label": "x", **parcels},
+        flat={"model": "flatmap_mae", "label": "x", **flat},
+    )
+    for name in study.architectures:
+        try_architecture(study, name)
 
 
 def test_a_size_of_the_registry_brings_its_arguments() -> None:

@@ -93,7 +93,11 @@ def test_a_typo_in_a_data_set_names_that_file(tmp_path: Path) -> None:
         ({"name": "my study"}, "name", "letters, digits"),
         ({"grid": {"scaling": [{"sizes": ["w13"]}]}}, "grid.scaling.0", "'w13' is no size of swift_v1"),
         ({"grid": {"data": [{"architectures": ["swift_v3"]}]}}, "grid.data.0", "'swift_v3' is no architecture"),
-        ({"grid": {"data": [{"subjects_frames": [[4, 10]]}]}}, "grid.data.0", "shorter than the clips, 20 frames"),
+        (
+            {"grid": {"data": [{"subjects_frames": [[4, 10]]}]}},
+            "grid.data.0",
+            "shorter than the clips of its architectures, 20",
+        ),
         ({"grid": {"data": [{"arm": "random"}]}}, "grid.data.0.arm", "'random' is that of untrained controls"),
         ({"grid": {"data": [{"arm": "lr-x"}]}}, "grid.data.0.arm", "'lr-...' of the learning-rate sweep"),
         ({"grid": {"learning_rate": {"datasets": ["rapidtide"]}}}, "grid.learning_rate", "is no data set to pretrain"),

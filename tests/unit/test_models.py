@@ -292,6 +292,11 @@ def test_bf16_is_close_to_fp32(name):
     assert (rough - exact).norm() < 0.05 * exact.norm()
 
 
+def test_a_clip_of_two_channels_is_refused():
+    with pytest.raises(ValueError, match="2 channels"):
+        tiny("swift_v1")(torch.randn(1, 2, 6, 6, 6, 8))
+
+
 def test_patches_put_x_slowest_and_come_back():
     clip = torch.arange(4 * 6 * 8 * 3.0).view(1, 1, 4, 6, 8, 3)
     patches = patchify(clip, (2, 3, 4, 1))

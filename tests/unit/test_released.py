@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable
 from fractions import Fraction
@@ -164,9 +165,26 @@ def test_a_pickle_with_code_in_it_is_refused_and_never_run(checkpoint, tmp_path,
     told = capsys.readouterr().err
     assert "asks for more than tensors" in told
     assert "It was not run" in told
+    assert "will likely succeed" not in told, "torch's advice is to run it"
     assert not trap.exists()
     torch.load(path, weights_only=False)
     assert trap.exists(), "the payload works, so its absence above was the reader's doing"
+
+
+class System:
+    """Asks for a function of a module that torch blocks by name."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+def test_a_blocked_module_is_named_too(checkpoint, tmp_path, capsys) -> None:
+    path = changed(checkpoint, tmp_path / "evil.ckpt", lambda content: content.update(callbacks={"x": System()}))
+    arguments = ["--system", "swift-contrastive", "--input", str(path), "--output", str(tmp_path / "out")]
+    assert main(["import-checkpoint", *arguments, "--sha256", sha256(path)]) == EXIT_BAD_INPUT
+    told = capsys.readouterr().err
+    assert "posix.system" in told
+    assert "will likely succeed" not in told
 
 
 def test_a_class_beside_the_allowed_one_is_named(checkpoint, tmp_path) -> None:

@@ -81,7 +81,7 @@ def test_derived_stores_of_the_real_run_have_signal(done: tuple[Checkout, dict[s
     assert len(np.unique(np.asarray(atlas.dataobj))) == 101
 
 
-VOXELS = {"grid": (12, 12, 12), "patch": (8, 8, 8, 1), "context_frames": 20}
+VOXELS = {"grid": (12, 12, 12), "patch": (8, 8, 8, 1), "context_frames": 8}
 STAGES = {"width": 6, "depths": (1, 1), "heads": (1, 2)}
 # Every system of the registry at a small size, with the boxes and parcels of this run: 96^3 voxels, 100 parcels.
 REAL: dict[str, dict[str, object]] = {
@@ -92,9 +92,9 @@ REAL: dict[str, dict[str, object]] = {
     "brainlm": {"width": 16, "depth": 1, "heads": 2, "parcels": 100, "frames": 40},
     "brain_jepa": {"width": 16, "depth": 1, "heads": 2, "parcels": 100, "frames": 48, "predictor_width": 16},
     "flatmap_mae": {"width": 16, "depth": 1, "heads": 2},
-    "brainmt": {"grid": (12, 12, 12), "patch": (8, 8, 8, 1), "context_frames": 20, "stem": (2, 4), "width": 8}
+    "brainmt": {"grid": (12, 12, 12), "patch": (8, 8, 8, 1), "context_frames": 8, "stem": (2, 4), "width": 8}
     | {"mamba_depth": 1, "attention_depth": 1, "states": 2},
-    "tff": {"volume": (96, 96, 96), "width": 16, "layers": 1, "heads": 2, "hidden": 16, "context_frames": 8},
+    "tff": {"volume": (96, 96, 96), "width": 16, "layers": 1, "heads": 2, "hidden": 16, "context_frames": 2},
     "brainnetcnn": {"parcels": 100, "edges": (3, 4), "graph": 8, "dense": (8, 6)},
     "braingnn": {"parcels": 100, "communities": 3, "width": 4, "dense": 8},
     "brainnettf": {"parcels": 100, "heads": 2, "hidden": 16, "clusters": 4},
@@ -132,7 +132,7 @@ def test_every_system_takes_steps_on_the_real_run(
     clip, target = _two_clips(done[0].root, name, learner.encoder.input_shape)
     optimiser = AdamW(learner, 0.05)
     losses = []
-    for _ in range(4):
+    for _ in range(2):
         objective, batch = own_objective(name, learner, clip, target)
         loss = objective.loss(batch)
         learner.zero_grad()

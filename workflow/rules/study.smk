@@ -29,6 +29,21 @@ RESULTS = f"results/{study.name}"
 CONFIG = f"{RESULTS}/config.yaml"
 
 
+def begin():
+    """Build every model where nothing is computed, so that one that does not fit ends here and not in a job; then write
+    the configuration, defaults written out: jobs read this copy, and an edit meanwhile changes nothing under way.
+    """
+    try:
+        if study.architectures:
+            from pipeline.pretrain.plan import try_architecture
+
+            for name in study.architectures:
+                try_architecture(study, name)
+    except InputError as error:
+        raise WorkflowError(f"pipeline: {error}") from None
+    write_text(CONFIG, dump_study(study))
+
+
 VOXEL_DATASETS = [name for name, each in study.datasets.items() if each.door != "parcels"]
 FIGURE_TABLES = expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=[*TABLES, "scaling"])
 TRUTHS = [f"{RESULTS}/tables/truths.parquet"] if any(each.simulation for each in study.datasets.values()) else []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from inspect import Parameter, isclass, signature
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.errors import InputError, nearest
-from pipeline.models.description import Description
+from pipeline.models.description import Description, Variant
 from pipeline.models.encoder import Encoder
+
+UNFIT = (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError)  # what wrong numbers of a model end in
 
 # In the order of the paper. A file is imported when its architecture is asked for.
 _NAMES = (
@@ -76,12 +78,17 @@ def build(name: str, spec: dict[str, Any]) -> Encoder:
     ------
     InputError : unknown name, unknown argument, or numbers that do not fit each other.
     """
-    made = describe(name).build
+    made, known = describe(name).build, takes(name)
+    for argument in spec.keys() - known:
+        raise InputError(f"model '{name}'", f"'{argument}'", "an argument of it", nearest(argument, known))
+    if (variant := spec.get("variant", "corrected")) not in get_args(Variant):
+        hint = nearest(str(variant), get_args(Variant))
+        raise InputError(f"model '{name}': variant", f"'{variant}'", "corrected or upstream", hint)
     try:
         return made(**spec)
-    except (TypeError, ValueError) as error:
-        hint = f"The arguments of pipeline.models.{name}.{made.__name__} are its options."
-        raise InputError(f"model '{name}'", f"what it cannot take: {error}", "its own arguments", hint) from error
+    except UNFIT as error:
+        hint = f"Its arguments: {', '.join(sorted(known))}."
+        raise InputError(f"model '{name}'", f"what it cannot take: {error}", "arguments that fit", hint) from error
 
 
 def create(name: str, size: str | None = None, **overrides: Any) -> Encoder:

@@ -72,7 +72,11 @@ def count(name: str, size: str) -> Counted:
     )
 
 
-HEADINGS = ("name", "size", "input", "clip", "parameters", "trained", "GFLOPs", "MB", "objective", "source")
+HEADINGS = ("name", "size", "input", "clip", "parameters", "trained", "GFLOPs", "MB", "objective")
+LEGEND = """
+parameters: of the encoder; trained: with what its objective adds (decoder, predictor or head).
+GFLOPs: 10^9 operations of encoding one clip, forward, a product and a sum being two.
+MB: what the gradient of one clip keeps, in float32, with fused attention."""
 
 
 def as_table(rows: Iterable[Counted]) -> Iterator[str]:
@@ -89,5 +93,6 @@ def as_table(rows: Iterable[Counted]) -> Iterator[str]:
 
 def _cells(row: Counted) -> tuple[str, ...]:
     clip = " x ".join(map(str, row.clip))
-    counts = f"{row.parameters:,}", f"{row.trained_parameters:,}", f"{row.gflops:.4g}", f"{row.activations_mb:,.0f}"
-    return row.name, row.size, row.input, clip, *counts, row.objective, row.source
+    gflops = f"{row.gflops:,.1f}" if row.gflops >= 1 else f"{row.gflops:.3f}"
+    counts = f"{row.parameters:,}", f"{row.trained_parameters:,}", gflops, f"{row.activations_mb:,.0f}"
+    return row.name, row.size, row.input, clip, *counts, row.objective

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.artefact import digest, read_json
 from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template
 from pipeline.config import Study
 from pipeline.errors import InputError, nearest
 from pipeline.grid import RANDOM, Cell, sweep_rate
-from pipeline.models import arguments, describe, takes
+from pipeline.models import UNFIT, arguments, describe, names, takes
+from pipeline.pretrain.objectives import build_learner, objective_of
 from pipeline.pretrain.parcel_tables import parcel_tables
 from pipeline.pretrain.people import Entry, People, person
 from pipeline.pretrain.trainer import Recipe
@@ -109,11 +112,18 @@ def check_architecture(study: Study, name: str) -> None:
     InputError : unknown model, size or argument, or an input, objective or parametrisation that it does not have.
     """
     row, where = study.architectures[name], f"architectures.{name}"
+    if row.model not in names():
+        raise InputError(f"{where}.model", f"'{row.model}'", "a model of the registry", nearest(row.model, names()))
     description, known = describe(row.model), takes(row.model)
     if description.input != row.input:
         raise InputError(f"{where}.input", f"'{row.input}'", f"'{description.input}'", "Change it, or `model`.")
     for size, own in row.sizes.items():
-        arguments(row.model, own.get("size"))
+        if (named := own.get("size")) not in (None, *description.sizes):
+            hint = nearest(str(named), description.sizes)
+            raise InputError(f"{where}.sizes.{size}.size", f"'{named}'", f"a size of {row.model}", hint)
+        if {**row.options, **own}.get("variant") == "upstream" and row.model in NO_UPSTREAM_CELLS:
+            hint = "Leave `variant` out."
+            raise InputError(f"{where}.sizes.{size}: variant", "'upstream'", NO_UPSTREAM_CELLS[row.model], hint)
         for argument in {**row.options, **own}.keys() - known - {"size"}:
             raise InputError(
                 f"{where}.sizes.{size}", f"'{argument}'", f"an argument of {row.model}", nearest(argument, known)
@@ -131,30 +141,67 @@ def check_architecture(study: Study, name: str) -> None:
     if description.objective == "supervised" and row.objective is None:
         hint = "It learns from labels; the grid holds what learns without them."
         raise InputError(f"{where}.model", f"'{row.model}'", "a model that needs no labels", hint)
-    if row.options.get("variant") == "upstream" and row.model in NO_UPSTREAM_CELLS:
-        hint = "Leave `variant` out."
-        raise InputError(f"{where}.options.variant", "'upstream'", NO_UPSTREAM_CELLS[row.model], hint)
+
+
+def try_architecture(study: Study, name: str) -> None:
+    """Build every size of a row and run it once, on the meta device, where nothing is computed.
+
+    Parcels, whose number the data say, are taken as many as the model's authors have.
+
+    Raises
+    ------
+    InputError : as `check_architecture`; or a size that cannot be built of its arguments, or does not fit its clips.
+    """
+    check_architecture(study, name)
+    row, frames = study.architectures[name], study.context_frames(name)
+    objective = row.objective or describe(row.model).objective
+    shape = _known_shape(study, name)
+    for size in row.sizes:
+        spec = model_spec(study, name, size, shape)
+        if row.parametrisation == "mup":
+            spec, _ = with_base(spec, model_spec(study, name, study.swept_size(name), shape))
+        try:
+            with torch.device("meta"), torch.no_grad():
+                learner: Any = build_learner(row.model, spec, row.objective)
+                learner.encoder(torch.empty(2, *learner.encoder.input_shape))
+            objective_of(objective, learner, lambda _: torch.empty(0), "mse", row.objective_options, frames)
+        except (InputError, *UNFIT) as error:
+            hint = "`pipeline models NAME` prints the sizes of a model, docs/models.md an example."
+            raise InputError(f"architectures.{name}.sizes.{size}", f"{error}", "arguments that fit", hint) from error
 
 
 def with_base(spec: dict[str, Any], base: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model's arguments, and those of the same model at the width and with the heads of the size whose learning rate
     was chosen: muP compares weights one by one, so both have the model's own depths.
     """
+    if len(base["heads"]) != len(spec["heads"]):
+        found = f"{len(spec['heads'])} stages, and {len(base['heads'])} where the learning rate is chosen"
+        raise InputError("parametrisation: mup", found, "as many", "Give the ladder one number of stages.")
     named = {"base_width": base["width"], "base_heads": [*base["heads"]]}
     return {**spec, **named}, {**spec, **named, "width": base["width"], "heads": [*base["heads"]]}
 
 
 def data_shape(study: Study, cell: Cell, template: Template, trained: Sequence[Entry]) -> dict[str, Any]:
     """What the data say of a model's arguments, by their names: the box of the template, the parcels, the flat map."""
-    architecture = cell.architecture
-    kind, frames = study.architectures[architecture].input, study.context_frames(architecture)
+    shape = _known_shape(study, cell.architecture)
+    row = study.architectures[cell.architecture]
+    if row.input == "voxels":
+        return shape | {"volume": [*template.shape], "patch": [*template.patch, 1]}
+    if row.input == "flat map":
+        return shape
+    tables = parcel_tables(takes(row.model), trained, cell.frames, GRADIENTS)
+    return shape | tables | {"parcels": Shard.open(trained[0]["path"]).voxels}
+
+
+def _known_shape(study: Study, architecture: str) -> dict[str, Any]:
+    """What is known without data."""
+    frames = study.context_frames(architecture)
     shape: dict[str, Any] = {"frames": frames, "context_frames": frames}
-    if kind == "parcels":
-        tables = parcel_tables(takes(study.architectures[architecture].model), trained, cell.frames, GRADIENTS)
-        return shape | tables | {"parcels": Shard.open(trained[0]["path"]).voxels}
-    if kind == "flat map":
+    if study.architectures[architecture].input == "flat map":
         return shape | {"raster": [study.flatmap.height, study.flatmap.width]}
-    return shape | {"volume": [*template.shape], "patch": [*template.patch, 1]}
+    if study.architectures[architecture].input == "voxels":
+        return shape | {"volume": [*study.template.shape], "patch": [*study.template.patch, 1]}
+    return shape
 
 
 def model_spec(study: Study, architecture: str, size: str, shape: Mapping[str, Any]) -> dict[str, Any]:

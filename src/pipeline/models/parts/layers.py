@@ -43,6 +43,8 @@ def stage_widths(width: int, depths: Sequence[int], heads: Sequence[int]) -> lis
 
 def patchify(clip_B1XYZT: Tensor, patch: Patch) -> Tensor:
     """Cut a clip into patches `(B, x, y, z, t, P)`; inside a patch x is slowest, then y, z and the frame."""
+    if clip_B1XYZT.shape[1] != 1:
+        raise ValueError(f"a clip of {clip_B1XYZT.shape[1]} channels, where encoders take one")
     parts = clip_B1XYZT[:, 0]
     for axis, size in enumerate(patch):
         parts = torch.unflatten(parts, 1 + 2 * axis, (-1, size))
