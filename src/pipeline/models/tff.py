@@ -220,7 +220,7 @@ class FrameReconstruction(Reconstructor):
 
     def patchify(self, clip: Tensor) -> Tensor:
         """The voxels of each frame, `(B, 1, 1, 1, T, P)`; of the first channel, which is what is rebuilt."""
-        return patchify(clip, self.encoder.patch)
+        return patchify(clip[:, :1], self.encoder.patch)
 
     def forward(self, clip_BcXYZT: Tensor, phase: Phase = "transformer") -> Tensor:
         """The rebuilt clip `(B, 1, X, Y, Z, T)`."""
