@@ -62,11 +62,12 @@ def _config(arguments: Arguments) -> None:
     if arguments.action == "check":
         from pipeline.pretrain.plan import try_architecture
 
-        for name in study.architectures:
-            try_architecture(study, name)
+        counted = {name: try_architecture(study, name) for name in study.architectures}
         cells = grid.all_cells(study)
         people = sum(dataset.people for dataset in study.datasets.values())
         print(f"{arguments.config}: valid. Study '{study.name}': {people} people, {len(cells)} cells.")
+        for name, sizes in counted.items():
+            print(f"  {name}: " + ", ".join(f"{size} {count:,}" for size, count in sizes.items()) + " parameters")
         return
     _print_or_write(dump_study(study), arguments.output)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -74,8 +77,16 @@ def without_gradient(learner: nn.Module) -> list[str]:
     return [name for name, value in learner.named_parameters() if value.grad is None or not value.grad.any()]
 
 
-def learns(build, steps: int = 60, lr: float = 3e-3) -> None:
-    """The loss halves, and held-out people are told apart, which edges in another order cannot do."""
+class Learned(NamedTuple):
+    """Loss of each step, and the share of held-out people told apart: by the model, and by one of shuffled edges."""
+
+    losses: list[float]
+    told: float
+    guessed: float
+
+
+def learn(build: Callable[[], Supervised], steps: int = 60, lr: float = 3e-3) -> Learned:
+    """Train on planted edges, and on the same edges in an order of their own in every connectome."""
     clip, target = connectomes(0, 160)
     held_clip, held_target = connectomes(1, 200)
     torch.manual_seed(0)
@@ -85,6 +96,4 @@ def learns(build, steps: int = 60, lr: float = 3e-3) -> None:
     torch.manual_seed(0)
     blind = build()
     fit(blind, shuffled(clip, 2), target, steps, lr)
-    guessed = accuracy(blind, shuffled(held_clip, 3), held_target)
-    assert losses[-1] < losses[0] / 2, (losses[0], losses[-1])
-    assert told > 0.85 > 0.65 > guessed, (told, guessed)
+    return Learned(losses, told, accuracy(blind, shuffled(held_clip, 3), held_target))

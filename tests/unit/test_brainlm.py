@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from planted_parcels import planted
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -345,18 +346,6 @@ def test_saved_weights_come_back_with_their_places():
     other.load_state_dict(deepcopy(one.state_dict()))
     clip = clip_of(one)
     assert torch.equal(one.encoder(clip), other.encoder(clip))
-
-
-def planted(clips: int, seed: int, shuffled: bool) -> Tensor:
-    """Six parcels share one oscillation of 24 frames, some inverted, at a phase of each clip's own; variance 1."""
-    draw = torch.Generator().manual_seed(seed)
-    phase_B = 2 * torch.pi * torch.rand(clips, generator=draw)
-    latent_BT = (2 * torch.pi * torch.arange(24) / 24 + phase_B[:, None]).sin()
-    clip_BRT = 2**0.5 * torch.tensor([1.0, -1, 1, -1, 1, 1])[:, None] * latent_BT[:, None]
-    if shuffled:
-        order = torch.rand(clips, 6 * 24, generator=draw).argsort(1)
-        clip_BRT = clip_BRT.flatten(1).gather(1, order).view_as(clip_BRT)
-    return clip_BRT
 
 
 def hide_half(draw: np.random.Generator) -> Tensor:

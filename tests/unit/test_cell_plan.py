@@ -10,6 +10,7 @@ import torch
 
 from pipeline.config import Architecture, Grid, Study, load_study
 from pipeline.errors import InputError
+from pipeline.models import create
 from pipeline.models.mup import rate_factors
 from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.plan import check_architecture, model_spec, try_architecture, width_of, with_base
@@ -97,7 +98,7 @@ def test_a_size_that_does_not_fit_is_found_without_any_data(change: dict[str, An
     assert text in str(refused.value)
 
 
-def test_what_fits_is_not_refused() -> None:
+def test_what_fits_is_counted() -> None:
     parcels = {"input": "parcels", "atlas": "a", "context_frames": 200, "sizes": {"s": {"size": "13m"}}}
     flat = {"input": "flat map", "context_frames": 16, "sizes": {"s": {"size": "2m"}}}
     study = paper(
@@ -105,8 +106,10 @@ def test_what_fits_is_not_refused() -> None:
         brainlm={"model": "brainlm", "label": "x", **parcels},
         flat={"model": "flatmap_mae", "label": "x", **flat},
     )
-    for name in study.architectures:
-        try_architecture(study, name)
+    assert try_architecture(study, "brainlm") == {"s": 8_425_472}
+    assert try_architecture(study, "flat") == {"s": 1_626_816}
+    own = sum(value.numel() for value in create("swift_v2", **model_spec(study, "x", "s", voxels(study))).parameters())
+    assert try_architecture(study, "x") == {"s": own}
 
 
 def test_a_size_of_the_registry_brings_its_arguments() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_parcels import planted
 from torch import Tensor
 
 from pipeline.errors import InputError
@@ -143,18 +144,6 @@ def test_other_encoders_of_tokens_learn_the_same_way():
     objective.loss(Batch(torch.randn(2, 6, 24), draws(0, 2))).backward()
     learned = [value for value in objective.learner.parameters() if value.requires_grad]
     assert all(value.grad is not None and bool(value.grad.any()) for value in learned)
-
-
-def planted(clips: int, seed: int, shuffled: bool) -> Tensor:
-    """Six parcels share one oscillation of 24 frames, some inverted, at a phase of each clip's own; variance 1."""
-    draw = torch.Generator().manual_seed(seed)
-    phase_B = 2 * torch.pi * torch.rand(clips, generator=draw)
-    latent_BT = (2 * torch.pi * torch.arange(24) / 24 + phase_B[:, None]).sin()
-    clip_BRT = 2**0.5 * torch.tensor([1.0, -1, 1, -1, 1, 1])[:, None] * latent_BT[:, None]
-    if shuffled:
-        order = torch.rand(clips, 6 * 24, generator=draw).argsort(1)
-        clip_BRT = clip_BRT.flatten(1).gather(1, order).view_as(clip_BRT)
-    return clip_BRT
 
 
 def trained(shuffled: bool, steps: int = 150) -> tuple[JointEmbedding, float, float]:

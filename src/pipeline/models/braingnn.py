@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.description import Description, Variant
-from pipeline.models.encoder import Encoder
+from pipeline.models.encoder import ConnectomeEncoder, Encoder
 from pipeline.models.learners.supervised import RegularisedEncoder, Supervised
 from pipeline.models.parts.token_encoder import take
 
@@ -135,7 +135,7 @@ def group_loss(score_BR: Tensor, class_B: Tensor) -> Tensor:
     return sum((group.var(0, correction=0).sum() for group in groups), score_BR.new_zeros(()))
 
 
-class BrainGNN(RegularisedEncoder):
+class BrainGNN(ConnectomeEncoder, RegularisedEncoder):
     """Two convolutions with pooling, readouts by maximum and mean, two dense layers: `(B, R, R)` to `(B, C)`.
 
     Parameters
@@ -164,8 +164,8 @@ class BrainGNN(RegularisedEncoder):
         group: float | None = None,
         variant: Variant = "corrected",
     ) -> None:
-        super().__init__()
-        self.parcels, self._channels, self.variant = parcels, dense, variant
+        super().__init__(parcels, dense)
+        self.variant = variant
         corrected = variant == "corrected"
         self.unit = float(corrected) if unit is None else unit
         self.top, self.group = top, (0.1 if corrected else 0.0) if group is None else group
@@ -177,16 +177,6 @@ class BrainGNN(RegularisedEncoder):
         self.dense1, self.norm1 = nn.Linear(4 * width, width), nn.BatchNorm1d(width)
         self.dense2, self.norm2 = nn.Linear(width, dense), nn.BatchNorm1d(dense)
         self.dropout = nn.Dropout(dropout)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the features."""
-        return self._channels
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """`(R, R)`."""
-        return self.parcels, self.parcels
 
     def pool(self, connectome_BRR: Tensor) -> tuple[Graph, Graph]:
         """The graphs after the first and the second pooling."""

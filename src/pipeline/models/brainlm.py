@@ -19,7 +19,7 @@ from math import ceil, floor
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.brainlm_upstream import ImageBrainLM, RowBrainLM, upstream_decoder
+from pipeline.models.brainlm_upstream import DROPOUT, EPS, ImageBrainLM, PostNormBlock, RowBrainLM, upstream_decoder
 from pipeline.models.description import Description, Variant
 from pipeline.models.learners.autoencoder import Decoder, MaskedAutoencoder
 from pipeline.models.parts.token_encoder import DecoderShape, Positions, Table, TokenEncoder, as_table
@@ -89,21 +89,7 @@ class ParcelPositions(Positions):
 
 
 class BrainLM(TokenEncoder):
-    """The corrected encoder; arguments as `brainlm` has them, `table_RK` the coordinates."""
-
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        ratio: int,
-        patch: int,
-        frames: int,
-        table_RK: Tensor,
-        decoder_shape: DecoderShape,
-    ) -> None:
-        blocks = [Block(width, heads, ratio) for _ in range(depth)]
-        super().__init__(width, blocks, patch, frames, table_RK, decoder_shape)
+    """The corrected encoder; `table_RK` are the coordinates."""
 
     def new_positions(self, width: int) -> Positions:
         """Positions of another width for the same parcels."""
@@ -140,12 +126,14 @@ def brainlm(
     """
     table_RK = spread_places(parcels) if coordinates is None else as_table(coordinates, parcels, 3)
     decoder = DecoderShape(decoder_width, decoder_depth, decoder_heads, decoder_ratio)
-    shape = width, depth, heads, ratio
     if variant == "corrected":
-        return BrainLM(*shape, patch, frames, table_RK, decoder)
+        blocks = [Block(width, heads, ratio) for _ in range(depth)]
+        return BrainLM(width, blocks, patch, frames, table_RK, decoder)
     if image_patch is None:
-        return RowBrainLM(*shape, patch, frames, table_RK, decoder)
-    return ImageBrainLM(*shape, image_patch, frames, table_RK, decoder)
+        rows = [PostNormBlock(width, heads, ratio) for _ in range(depth)]
+        return RowBrainLM(width, rows, patch, frames, table_RK, decoder, eps=EPS, dropout=DROPOUT)
+    blocks = [Block(width, heads, ratio, eps=EPS) for _ in range(depth)]
+    return ImageBrainLM(width, blocks, image_patch, frames, table_RK, decoder, eps=EPS)
 
 
 def autoencoder(encoder: TokenEncoder) -> MaskedAutoencoder:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from pipeline.models.learners.autoencoder import Decoder
 from pipeline.models.parts.layers import Mlp
-from pipeline.models.parts.token_encoder import DecoderShape, Positions, TokenEncoder
+from pipeline.models.parts.token_encoder import Positions, TokenEncoder
 from pipeline.models.parts.transformer import Block, sine_positions
 
 KERNEL, EPS, DROPOUT, FILLING, COLOURS = 65, 1e-12, 0.1, -1.0, 3
@@ -85,21 +85,7 @@ class RowPositions(Positions):
 
 
 class RowBrainLM(TokenEncoder):
-    """The 13 M encoder; arguments as `pipeline.models.brainlm.brainlm` has them."""
-
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        ratio: int,
-        patch: int,
-        frames: int,
-        table_RK: Tensor,
-        decoder_shape: DecoderShape,
-    ) -> None:
-        blocks = [PostNormBlock(width, heads, ratio) for _ in range(depth)]
-        super().__init__(width, blocks, patch, frames, table_RK, decoder_shape, eps=EPS, dropout=DROPOUT)
+    """The 13 M encoder, of `PostNormBlock`s; `pipeline.models.brainlm.brainlm` builds it."""
 
     def new_positions(self, width: int) -> Positions:
         """Positions of another width for the same parcels."""
@@ -123,21 +109,7 @@ class ImagePositions(Positions):
 
 
 class ImageBrainLM(TokenEncoder):
-    """The 111 M and 650 M encoders; arguments as `pipeline.models.brainlm.brainlm` has them."""
-
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        ratio: int,
-        patch: int,
-        frames: int,
-        table_RK: Tensor,
-        decoder_shape: DecoderShape,
-    ) -> None:
-        blocks = [Block(width, heads, ratio, eps=EPS) for _ in range(depth)]
-        super().__init__(width, blocks, patch, frames, table_RK, decoder_shape, eps=EPS)
+    """The 111 M and 650 M encoders; `pipeline.models.brainlm.brainlm` builds them."""
 
     def new_patch_embedding(self) -> nn.Module:
         """From patches of the three-channel image to channels."""

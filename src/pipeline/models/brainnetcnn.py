@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.description import Description
-from pipeline.models.encoder import Encoder
+from pipeline.models.encoder import ConnectomeEncoder
 from pipeline.models.learners.supervised import Supervised
 
 SLOPE = 0.33  # of the leaky ReLU below 0
@@ -32,7 +32,7 @@ class EdgeToEdge(nn.Module):
         return self.row(edges_BCRR) + self.column(edges_BCRR)
 
 
-class BrainNetCNN(Encoder):
+class BrainNetCNN(ConnectomeEncoder):
     """Edge-to-edge twice, edge-to-node, node-to-graph, two dense layers: `(B, R, R)` to features `(B, C)`.
 
     Parameters
@@ -54,8 +54,8 @@ class BrainNetCNN(Encoder):
         dropout: float = 0.5,
         variant: Literal["corrected", "upstream"] = "corrected",
     ) -> None:
-        super().__init__()
-        self.parcels, self.dropout, self.variant, self._channels = parcels, dropout, variant, dense[-1]
+        super().__init__(parcels, dense[-1])
+        self.dropout, self.variant = dropout, variant
         widths = (1, *edges)
         self.edge_to_edge = nn.ModuleList(
             EdgeToEdge(parcels, before, after) for before, after in zip(widths, edges, strict=False)
@@ -64,16 +64,6 @@ class BrainNetCNN(Encoder):
         self.node_to_graph = nn.Conv2d(1, graph, (parcels, 1))
         inputs = (graph, *dense)
         self.dense = nn.ModuleList(nn.Linear(before, after) for before, after in zip(inputs, dense, strict=False))
-
-    @property
-    def channels(self) -> int:
-        """Channels of the features."""
-        return self._channels
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """`(R, R)`."""
-        return self.parcels, self.parcels
 
     def forward(self, connectome_BRR: Tensor) -> Tensor:
         """Features `(B, C)` of connectomes."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.models.description import Description, Variant
-from pipeline.models.encoder import Encoder
+from pipeline.models.encoder import ConnectomeEncoder
 from pipeline.models.learners.supervised import Supervised
 from pipeline.models.parts.post_norm import PostNormBlock
 
@@ -76,7 +76,7 @@ class ClusterReadout(nn.Module):
         return 4 * clips * parcels * channels * len(self.centres_KC)
 
 
-class BrainNetTF(Encoder):
+class BrainNetTF(ConnectomeEncoder):
     """Transformer layers on the rows of a connectome, the readout, and dense layers: `(B, R, R)` to `(B, C)`.
 
     Parameters
@@ -101,8 +101,7 @@ class BrainNetTF(Encoder):
         dropout: float = 0.1,
         variant: Variant = "corrected",
     ) -> None:
-        super().__init__()
-        self.parcels, self._channels = parcels, dense[-1]
+        super().__init__(parcels, dense[-1])
         self.blocks = nn.ModuleList(PostNormBlock(parcels, heads, hidden, "relu", dropout) for _ in range(depth))
         for block in self.blocks:
             nn.init.xavier_uniform_(block.get_parameter("qkv.weight"))
@@ -110,16 +109,6 @@ class BrainNetTF(Encoder):
         self.reduction = nn.Linear(parcels, reduced)
         widths = (clusters * reduced, *dense)
         self.dense = nn.ModuleList(nn.Linear(before, after) for before, after in zip(widths, dense, strict=False))
-
-    @property
-    def channels(self) -> int:
-        """Channels of the features."""
-        return self._channels
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """`(R, R)`."""
-        return self.parcels, self.parcels
 
     def forward(self, connectome_BRR: Tensor) -> Tensor:
         """Features `(B, C)` of connectomes."""

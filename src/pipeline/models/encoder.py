@@ -29,6 +29,29 @@ class Encoder(nn.Module, ABC):
         """Shape of one clip, without the batch."""
 
 
+class ConnectomeEncoder(Encoder):
+    """A connectome in, one vector out: `(B, R, R)` to `(B, C)`.
+
+    Parameters
+    ----------
+    parcels, channels : R and C.
+    """
+
+    def __init__(self, parcels: int, channels: int) -> None:
+        super().__init__()
+        self.parcels, self._channels = parcels, channels
+
+    @property
+    def channels(self) -> int:
+        """Channels of the features."""
+        return self._channels
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """`(R, R)`."""
+        return self.parcels, self.parcels
+
+
 class VoxelEncoder(Encoder):
     """Patch embedding and shapes; an architecture adds `encode`, without which it cannot be made.
 

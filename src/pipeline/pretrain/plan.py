@@ -143,8 +143,8 @@ def check_architecture(study: Study, name: str) -> None:
         raise InputError(f"{where}.model", f"'{row.model}'", "a model that needs no labels", hint)
 
 
-def try_architecture(study: Study, name: str) -> None:
-    """Build every size of a row and run it once, on the meta device, where nothing is computed.
+def try_architecture(study: Study, name: str) -> dict[str, int]:
+    """Build every size of a row and run it once, on the meta device, where nothing is computed; parameters by size.
 
     Parcels, whose number the data say, are taken as many as the model's authors have.
 
@@ -155,7 +155,7 @@ def try_architecture(study: Study, name: str) -> None:
     check_architecture(study, name)
     row, frames = study.architectures[name], study.context_frames(name)
     objective = row.objective or describe(row.model).objective
-    shape = _known_shape(study, name)
+    shape, parameters = _known_shape(study, name), {}
     for size in row.sizes:
         spec = model_spec(study, name, size, shape)
         if row.parametrisation == "mup":
@@ -168,6 +168,8 @@ def try_architecture(study: Study, name: str) -> None:
         except (InputError, *UNFIT) as error:
             hint = "`pipeline models NAME` prints the sizes of a model, docs/models.md an example."
             raise InputError(f"architectures.{name}.sizes.{size}", f"{error}", "arguments that fit", hint) from error
+        parameters[size] = sum(value.numel() for value in learner.encoder.parameters())
+    return parameters
 
 
 def with_base(spec: dict[str, Any], base: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

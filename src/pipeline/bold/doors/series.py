@@ -36,7 +36,7 @@ FOREIGN_DAMAGE = (
     ExpatError,
     LookupError,
     MemoryError,
-    RuntimeError,  # zip: an unknown compression (NotImplementedError), an encrypted member
+    RuntimeError,  # zip: an encrypted member, or a compression that Python does not know
     TypeError,
 )
 
