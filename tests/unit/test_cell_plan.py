@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import Architecture, Grid, Study, load_study
 from pipeline.errors import InputError
-from pipeline.models import create
+from pipeline.models import create, describe, names
 from pipeline.models.mup import rate_factors
 from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.plan import check_architecture, model_spec, try_architecture, width_of, with_base
@@ -120,3 +120,9 @@ def test_a_size_of_the_registry_brings_its_arguments() -> None:
     assert width_of(study, "x", "paper") == 512
     with pytest.raises(InputError, match=r"found \[5, 5, 5\].*tiles"):
         model_spec(paper(x={**row, "options": {"patch": [5, 5, 5, 1]}}), "x", "paper", voxels(study))
+
+
+@pytest.mark.parametrize("name", [name for name in names() if describe(name).objective != "supervised"])
+def test_every_size_of_the_registry_has_a_width_for_learning_rates(name: str) -> None:
+    study = paper(x={"model": name, "label": "x", "sizes": {size: {"size": size} for size in describe(name).sizes}})
+    assert all(width_of(study, "x", size) > 0 for size in describe(name).sizes)
