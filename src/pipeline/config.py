@@ -48,6 +48,10 @@ Pictures: TypeAlias = Literal["all", "quarantined", "none"]
 InputKind: TypeAlias = Literal["voxels", "parcels", "flat map"]
 ObjectiveName: TypeAlias = Literal["masked reconstruction", "contrastive", "JEPA", "phases"]
 MaskKind: TypeAlias = Literal["random", "tube", "window"]
+OptimiserName: TypeAlias = Literal["adamw", "muon"]
+ScheduleName: TypeAlias = Literal["cosine", "warmup-stable-decay"]
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+Parallel: TypeAlias = Literal["data", "fsdp"]
 ConfoundPart: TypeAlias = Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass", "ica_aroma"]
 
 
@@ -216,6 +220,18 @@ class Flatmap(Strict):
     width: Count = Field(560, description="Columns")
 
 
+class CellCompute(Strict):
+    """What the cells of one size need, where it is other than what `compute` says; changes no number but by rounding."""
+
+    nodes: Count | None = Field(None, description="Nodes of a cell")
+    gpus: int | None = Field(None, ge=0, description="GPUs a node, one process each")
+    memory_mb: Count | None = Field(None, description="Memory a node, MB")
+    runtime_min: Count | None = Field(None, description="Time limit of a job, minutes; a cell goes on in the next one")
+    micro_batch_clips: Count | None = Field(None, description="Clips a process computes at once; gradients add up")
+    parallel: Parallel | None = Field(None, description="data: whole weights in each process; fsdp: a part in each")
+    activation_checkpointing: bool | None = Field(None, description="Compute a block's forward pass again in backward")
+
+
 class Architecture(Strict):
     """One row of the comparison."""
 
@@ -238,9 +254,12 @@ class Architecture(Strict):
     parametrisation: Literal["standard", "mup"] = Field(
         "standard", description="How a learning rate moves from size to size; standard: by the ratio of widths"
     )
+    compute: dict[Slug, CellCompute] = Field({}, description="Sizes whose cells need other than what `compute` says")
 
     @model_validator(mode="after")
     def _agree(self) -> Architecture:
+        for size in self.compute:
+            _check_known("compute", "size of the architecture", size, self.sizes)
         if (self.input == "parcels") != (self.atlas is not None):
             raise PydanticCustomError("atlas", "'atlas' must be given where 'input' is parcels, and only there")
         return self
@@ -314,20 +333,40 @@ class Pretrain(Strict):
     """How cells are trained: the same for every cell, except where an architecture says otherwise."""
 
     context_frames: Count = Field(20, description="Frames a clip")
-    batch_clips: Count = Field(8, description="Clips a step")
+    batch_clips: Count = Field(8, description="Clips a step, over all processes")
+    masks_per_clip: Count = Field(1, description="Samples made of a clip that was read, each with a mask of its own")
     steps: Count = Field(1000, description="Optimiser steps a cell")
+    optimiser: OptimiserName = Field("adamw", description="muon: hidden matrices by Muon, the rest by AdamW")
     learning_rate: Positive = Field(1e-3, description="Peak rate at the sweep's width, where no sweep decides")
+    schedule: ScheduleName = Field("cosine", description="How the rate moves after its rise")
     warmup: Fraction = Field(0.1, description="Share of the steps with rising rate")
+    decay: Fraction = Field(0.2, description="warmup-stable-decay: share of the steps with falling rate")
+    branches: tuple[Fraction, ...] = Field(
+        (), description="warmup-stable-decay: shares of the steps at which a copy is cooled down, scored and dropped"
+    )
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
     clip_norm: Positive = Field(1.0, description="Gradient norm above which it is scaled down")
+    ema: Fraction | None = Field(None, description="Share that a moving average of the weights keeps a step; empty: none")
+    precision: Precision = Field(
+        "float32", description="bfloat16: products of matrices in it; weights, norms, residuals and losses stay float32"
+    )
     loss: Literal["mse", "l1"] = Field("mse", description="Loss on masked in-brain voxels")
     mask: MaskKind = Field(
         "random", description="random: any token; tube: a place at all times; window: neighbouring places together"
     )
     validation_people: Count = Field(16, description="Held-out people of the validation loss")
+    validations: Count = Field(1, description="Validations a cell, evenly spaced over its steps, the last at its end")
     diverged_above: Positive = Field(10.0, description="Loss over its own minimum by this factor is a divergence")
     collapsed_rank: Positive = Field(1.5, description="Effective rank of features below which they have collapsed")
-    checkpoint_every_s: Positive = Field(600.0, description="Seconds between checkpoints")
+    checkpoint_every_s: Positive = Field(1800.0, description="Seconds between checkpoints")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Pretrain:
+        if self.branches and self.schedule != "warmup-stable-decay":
+            raise PydanticCustomError("branches", "'branches' need 'schedule: warmup-stable-decay'")
+        if self.batch_clips % self.masks_per_clip:
+            raise PydanticCustomError("masks_per_clip", "'masks_per_clip' must divide 'batch_clips'")
+        return self
 
 
 class Evaluate(Strict):
@@ -377,12 +416,25 @@ class Figures(Strict):
 class Compute(Strict):
     """What changes speed and numbers only within rounding: never part of a rerun decision."""
 
-    threads: Count = Field(1, description="Threads a training or evaluation job")
+    threads: Count = Field(1, description="Threads of a process that trains or evaluates")
     workers: Count = Field(1, description="Processes of a shard or simulation job")
+    loaders: Count = Field(2, description="Threads that read clips ahead of a training")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where cells are trained")
-    gpus: int = Field(0, ge=0, description="GPUs a training job asks a scheduler for")
-    memory_mb: Count = Field(2000, description="Memory a training job asks a scheduler for, MB")
-    runtime_min: Count = Field(60, description="Time a training job asks a scheduler for, minutes")
+    nodes: Count = Field(1, description="Nodes of a cell")
+    gpus: int = Field(0, ge=0, description="GPUs a node, one process each; 0: one process without")
+    memory_mb: Count = Field(2000, description="Memory a node, MB")
+    runtime_min: Count = Field(60, description="Time limit of a job, minutes; a cell goes on in the next one")
+    micro_batch_clips: Count | None = Field(
+        None, description="Clips a process computes at once, the rest of the batch follows; empty: all of its share"
+    )
+    parallel: Parallel = Field("data", description="data: whole weights in each process; fsdp: a part in each")
+    compile: bool = Field(False, description="Compile the blocks of a model; pays off in long trainings on GPUs")
+    activation_checkpointing: bool = Field(False, description="Compute a block's forward pass again in backward")
+    any_world_size: bool = Field(
+        False, description="Go on from a checkpoint of another number of processes, equal to 1e-6, no longer bitwise"
+    )
+    starts_without_progress: Count = Field(5, description="Starts in a row without a new checkpoint that end a cell")
+    tensorboard: bool = Field(False, description="Write TensorBoard event files beside a cell's state")
 
 
 class Study(Strict):
@@ -469,6 +521,11 @@ class Study(Strict):
                 context = {"where": where, "frames": frames, "context": longest}
                 message = "{where}: T = {frames} is shorter than the clips of its architectures, {context} frames"
                 raise PydanticCustomError("short", message, context)
+
+    def compute_of(self, architecture: str, size: str) -> Compute:
+        """What a cell of that size needs: `compute`, and what its architecture says otherwise."""
+        own = self.architectures[architecture].compute.get(size)
+        return self.compute.model_copy(update=own.model_dump(exclude_none=True) if own else {})
 
     @property
     def results(self) -> Path:

@@ -106,7 +106,7 @@ def _dataset_settings(study: Study, stage: str, name: str) -> Any:
 
 def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     architecture = study.architectures[cell.architecture]
-    model = [architecture.sizes[cell.size], architecture.model_dump(mode="json", exclude={"label", "sizes"})]
+    model = [architecture.sizes[cell.size], architecture.model_dump(mode="json", exclude={"label", "sizes", "compute"})]
     training = {key: value for key, value in _plain(study.pretrain).items() if key not in NEUTRAL_PRETRAIN}
     if sweep_rate(cell) is not None:
         training.pop("learning_rate")

@@ -66,6 +66,7 @@ def test_a_setting_that_a_stage_reads_moves_its_parameter(stage: str, changes: d
         ("pretrain", CONFIDENCE),
         ("pretrain", {"pretrain": {"checkpoint_every_s": 1}}),
         ("pretrain", {"architectures": {"swift_v1": {"label": "other"}}}),
+        ("pretrain", {"architectures": {"swift_v2": {"compute": {"w12": {"gpus": 8}}}}}),
         ("pretrain", {"architectures": {"swift_v2": {"mask_ratio": 0.7}}}),
         ("evaluate", {"compute": {"threads": 2}}),
         ("shards", _dataset(confounds=["age"])),
