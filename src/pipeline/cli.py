@@ -1,7 +1,8 @@
 """`pipeline <verb>`: one verb a rule of the workflow, so that each of its jobs can be pasted into a shell.
 
 Exit codes: 0 done; 2 bad input or configuration, told in one message; 75 unfinished but resumable; 1 a bug.
-Heavy libraries are imported by the verb that needs them: importing torch costs 2 s.
+Everything but the parser is imported by the verb that needs it: torch costs 2 s, and pydantic 25 MB that a cell waiting
+for SLURM must not cost, as hundreds do so at once.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from pipeline import __version__, grid
-from pipeline.artefact import provenance, read_json, write_json, write_text
-from pipeline.config import Study, dump_study, load_study, schema
+from pipeline import __version__
 from pipeline.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DONE, EXIT_UNFINISHED, InputError, Unfinished, nearest
-from pipeline.layout import Layout
-from pipeline.stages import VERSIONS, stage_settings
+
+if TYPE_CHECKING:
+    from pipeline.config import Study
+    from pipeline.layout import Layout
 
 Arguments = argparse.Namespace
 
@@ -27,6 +29,7 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = _parser().parse_args(argv)
+    arguments.command = [sys.executable, "-m", "pipeline.cli", *(sys.argv[1:] if argv is None else argv)]
     try:
         return int(arguments.verb(arguments) or EXIT_DONE)
     except InputError as error:
@@ -42,12 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(arguments: Arguments) -> tuple[Study, Layout]:
+    from pipeline.config import load_study
+    from pipeline.layout import Layout
+
     study = load_study(arguments.config)
     return study, Layout(study)
 
 
 def _record(stage: str, inputs: Sequence[Path], settings: str) -> dict[str, object]:
     """Provenance of a table or JSON file; every input is named with its checksum."""
+    from pipeline.artefact import provenance
+    from pipeline.stages import VERSIONS
+
     return provenance(stage, VERSIONS[stage], settings, {path.name: path for path in inputs})
 
 
@@ -55,6 +64,9 @@ def _record(stage: str, inputs: Sequence[Path], settings: str) -> dict[str, obje
 
 
 def _config(arguments: Arguments) -> None:
+    from pipeline import grid
+    from pipeline.config import dump_study, load_study, schema
+
     if arguments.action == "schema":
         _print_or_write(json.dumps(schema(), indent=2) + "\n", arguments.output)
         return
@@ -86,6 +98,8 @@ def _print_or_write(text: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
     else:
+        from pipeline.artefact import write_text
+
         write_text(output, text)
 
 
@@ -122,6 +136,8 @@ def _print_description(name: str) -> None:
 
 
 def _cells(arguments: Arguments) -> None:
+    from pipeline import grid
+
     study, _ = _study(arguments)
     for cell in grid.all_cells(study):
         print(cell.path)
@@ -137,7 +153,9 @@ def _dataset(study: Study, name: str) -> str:
 
 
 def _simulate(arguments: Arguments) -> None:
+    from pipeline.artefact import write_json
     from pipeline.bold.simulate import simulate_cohort
+    from pipeline.stages import stage_settings
 
     study, _ = _study(arguments)
     name = _dataset(study, arguments.dataset)
@@ -150,7 +168,9 @@ def _simulate(arguments: Arguments) -> None:
 
 
 def _fetch(arguments: Arguments) -> None:
+    from pipeline.artefact import write_json
     from pipeline.bold.packaged import fetch_development, fetch_packaged
+    from pipeline.stages import stage_settings
 
     study, _ = _study(arguments)
     name = _dataset(study, arguments.dataset)
@@ -199,6 +219,7 @@ def _manifest(arguments: Arguments) -> None:
 
 
 def _verify(arguments: Arguments) -> None:
+    from pipeline.artefact import read_json
     from pipeline.bold.shards import verify_all
 
     runs = read_json(arguments.input)["runs"]
@@ -249,32 +270,55 @@ def _split(arguments: Arguments) -> None:
 # --- encoders ------------------------------------------------------------------------------------------------------
 
 
-def _use_threads(count: int) -> None:
-    """Threads of linear algebra; set before numpy and torch are imported, where OpenMP reads it once."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    import torch
+def _pretrain(arguments: Arguments) -> int:
+    if arguments.launcher == "slurm":
+        return _pretrain_on_slurm(arguments)
+    processes = _processes(arguments)
+    if processes > 1 and "RANK" not in os.environ:
+        from pipeline.pretrain.processes import spawn
 
-    torch.set_num_threads(count)
+        return spawn(arguments.command, processes)
+    from pipeline.pretrain.launch.local import train_here
+
+    train_here(arguments.config, arguments.cell, arguments.output, arguments.threads)
+    return EXIT_DONE
 
 
-def _pretrain(arguments: Arguments) -> None:
-    _use_threads(arguments.threads)
-    from pipeline.pretrain.stage import run_cell
+def _pretrain_on_slurm(arguments: Arguments) -> NoReturn:
+    """Become the light process that waits for a job."""
+    from pipeline.pretrain.launch.client import study_root, wait_for
+
+    paths = {"config": str(arguments.config.absolute()), "output": str(arguments.output.absolute())}
+    asked = {key: getattr(arguments, key) for key in ("nodes", "gpus", "memory_mb", "runtime_min")}
+    site = {key: getattr(arguments, key) for key in ("partition", "account", "qos", "slurm_options")}
+    root = study_root(arguments.output, arguments.cell)
+    request = {"do": "pretrain", "root": str(root), "cell": arguments.cell, "cwd": str(Path.cwd())}
+    wait_for(request | paths | asked | site, arguments.command)
+
+
+def _processes(arguments: Arguments) -> int:
+    """Processes of a cell on this machine: one a GPU, as many as it would have on a cluster."""
+    from pipeline import grid
+
+    study, _ = _study(arguments)
+    cell = grid.require_cell(study, arguments.cell)
+    compute = study.compute_of(cell.architecture, cell.size)
+    nodes, gpus = arguments.nodes or compute.nodes, compute.gpus if arguments.gpus is None else arguments.gpus
+    return nodes * max(1, gpus)
+
+
+def _status(arguments: Arguments) -> None:
+    from pipeline.pretrain.status import show
 
     study, layout = _study(arguments)
-    cell = grid.require_cell(study, arguments.cell)
-    run_cell(
-        study,
-        cell,
-        template_folder=layout.template,
-        manifests=layout.store(cell.architecture, "pretrain"),
-        draws=layout.draws,
-        evaluation_set=layout.evaluation_set,
-        learning_rate_file=layout.learning_rate(cell.architecture),
-        output_folder=arguments.output.parent,
-        state_root=layout.cell("pretrain", cell) / "state",
-        flatmap_folder=layout.flatmap.parent,
-    )
+    show(study, layout, arguments.watch, arguments.json)
+
+
+def _cancel(arguments: Arguments) -> None:
+    from pipeline.pretrain.launch.client import cancel
+
+    _, layout = _study(arguments)
+    print(cancel(layout.root.absolute(), arguments.cell), end="")
 
 
 def _import_checkpoint(arguments: Arguments) -> None:
@@ -286,6 +330,7 @@ def _import_checkpoint(arguments: Arguments) -> None:
 
 
 def _learning_rate(arguments: Arguments) -> None:
+    from pipeline import grid
     from pipeline.pretrain.stage import choose_learning_rate
 
     study, layout = _study(arguments)
@@ -295,7 +340,10 @@ def _learning_rate(arguments: Arguments) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    _use_threads(arguments.threads)
+    from pipeline.pretrain.launch.local import use_threads
+
+    use_threads(arguments.threads)
+    from pipeline import grid
     from pipeline.evaluate.stage import evaluate_cell
     from pipeline.spectral.stage import analyse_cell
 
@@ -326,7 +374,9 @@ def _evaluate(arguments: Arguments) -> None:
 
 
 def _baselines(arguments: Arguments) -> None:
-    _use_threads(arguments.threads)
+    from pipeline.pretrain.launch.local import use_threads
+
+    use_threads(arguments.threads)
     from pipeline.evaluate.stage import evaluate_baselines
 
     study, layout = _study(arguments)
@@ -450,7 +500,12 @@ def _parser() -> argparse.ArgumentParser:
     verify = "check every byte of a data set's shards against their manifests"
     add("verify", _verify, verify, "input", "workers", output=False)
     add("split", _split, "fix the evaluation people and draw the others in nested order")
-    add("pretrain", _pretrain, "pretrain one cell; the same command resumes it", "cell", "threads")
+    _add_launch_options(add("pretrain", _pretrain, "pretrain one cell; the same command resumes it", "cell", "threads"))
+    status = add("status", _status, "state, step, loss, throughput and job of every cell of the grid", output=False)
+    status.add_argument("--watch", action="store_true", help="refresh until interrupted")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    cancel = add("cancel", _cancel, "end the SLURM jobs of a study; trained steps are kept", output=False)
+    cancel.add_argument("--cell", default=None, metavar="PATH", help="of one cell only")
     released = verbs.add_parser(
         "import-checkpoint",
         help="take over an encoder that its authors released",
@@ -496,6 +551,22 @@ def _add_verb(
         parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="what to write")
     parser.set_defaults(verb=verb)
     return parser
+
+
+def _add_launch_options(parser: argparse.ArgumentParser) -> None:
+    launch = "local: in this process; slurm: in a job of the cluster, waited for here (default: %(default)s)"
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help=launch)
+    for flag, what in (("--partition", "partition"), ("--account", "account"), ("--qos", "quality of service")):
+        parser.add_argument(flag, default=None, metavar="NAME", help=f"{what} of the job (default: the cluster's)")
+    options = "further options of sbatch, as --slurm-options='--constraint=a100 --exclusive'"
+    parser.add_argument("--slurm-options", default="", metavar="TEXT", help=options)
+    for flag, what in (
+        ("--nodes", "nodes of the cell"),
+        ("--gpus", "GPUs a node, one process each; 0: one process without"),
+        ("--memory-mb", "memory a node, MB"),
+        ("--runtime-min", "time limit of a job, minutes; the cell goes on in the next one"),
+    ):
+        parser.add_argument(flag, type=int, default=None, help=f"{what} (default: `compute` of the configuration)")
 
 
 def _path(parser: argparse.ArgumentParser, flag: str, default: Path | None, summary: str) -> None:

@@ -221,7 +221,7 @@ class Flatmap(Strict):
 
 
 class CellCompute(Strict):
-    """What the cells of one size need, where it is other than what `compute` says; changes no number but by rounding."""
+    """What cells of one size need, where it is other than what `compute` says; changes numbers by rounding alone."""
 
     nodes: Count | None = Field(None, description="Nodes of a cell")
     gpus: int | None = Field(None, ge=0, description="GPUs a node, one process each")
@@ -346,7 +346,7 @@ class Pretrain(Strict):
     )
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
     clip_norm: Positive = Field(1.0, description="Gradient norm above which it is scaled down")
-    ema: Fraction | None = Field(None, description="Share that a moving average of the weights keeps a step; empty: none")
+    ema: Fraction | None = Field(None, description="Share that a moving average of weights keeps a step; empty: none")
     precision: Precision = Field(
         "float32", description="bfloat16: products of matrices in it; weights, norms, residuals and losses stay float32"
     )
@@ -418,7 +418,7 @@ class Compute(Strict):
 
     threads: Count = Field(1, description="Threads of a process that trains or evaluates")
     workers: Count = Field(1, description="Processes of a shard or simulation job")
-    loaders: Count = Field(2, description="Threads that read clips ahead of a training")
+    loaders: int = Field(2, ge=0, description="Threads that read clips ahead of a training; 0: it reads them itself")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where cells are trained")
     nodes: Count = Field(1, description="Nodes of a cell")
     gpus: int = Field(0, ge=0, description="GPUs a node, one process each; 0: one process without")

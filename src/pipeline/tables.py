@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.artefact import digest, provenance, read_json, read_table, sha256_file, write_table
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.grid import Cell, all_cells, cell_datasets, evaluated_cells
+from pipeline.grid import Cell, all_cells, block_cells, cell_datasets, evaluated_cells
 from pipeline.layout import Layout
 from pipeline.losses import count_losses
 from pipeline.stages import VERSIONS
@@ -56,16 +56,33 @@ PRETRAIN_SCHEMA = _schema(
     "str: status",
     "int: parameters",
     "float: flops_per_clip train_flops",
-    "int: steps tokens unique_frames",
+    "int: steps batch_clips context_frames tokens unique_frames",
     "float: learning_rate first_loss? train_loss? val_loss? val_loss_low? val_loss_high?",
     "float: val_r2? val_r2_low? val_r2_high?",
-    "float: effective_rank? seconds peak_memory_mb",
-    "int: n_validation_people",
+    "float: effective_rank? seconds data_seconds peak_memory_mb energy_j?",
+    "int: n_validation_people starts",
     "str: people_hash cell_hash",
     "bool: simulated",
 )
 
-HISTORY_SCHEMA = _schema(*_CELL, "int: step tokens", "float: loss? learning_rate grad_norm? seconds")
+# A row a step. `branch` is 0 on the trunk; `tokens` and `flops` are what this step's weights have seen and cost.
+# Seconds, those of them spent waiting for clips, and joules are of the whole training so far.
+HISTORY_SCHEMA = _schema(
+    *_CELL,
+    "int: branch step tokens",
+    "float: flops loss? learning_rate grad_norm? val_loss? val_r2?",
+    "float: seconds data_seconds peak_memory_mb energy_j?",
+)
+
+# Where a training was scored: at the end of every branch, and, last, at its own.
+POINTS_SCHEMA = _schema(
+    *_CELL,
+    "str: status",
+    "int: branch steps tokens parameters",
+    "float: train_flops val_loss? val_loss_low? val_loss_high? val_r2? val_r2_low? val_r2_high?",
+    "int: n_validation_people",
+    "bool: simulated",
+)
 
 # Mean power over people at one frequency; low and high are the interval over people, n the people.
 SPECTRA_SCHEMA = _schema(*_CELL, "str: dataset", "float: frequency_hz power? low? high?", "int: n", "bool: simulated")
@@ -124,13 +141,13 @@ def collect(paths: Iterable[str | Path], schema: pa.Schema, output: str | Path, 
 
 
 def collect_summaries(study: Study, output: str | Path, record: dict[str, Any] | None = None) -> None:
-    """One row of PRETRAIN_SCHEMA a cell of the study, from its `summary.json`.
+    """One row of PRETRAIN_SCHEMA a cell of the study, from its `summary.json`; and beside it points.parquet.
 
     Raises
     ------
-    InputError : a summary is missing, damaged, or lacks a field.
+    InputError : a summary is missing, damaged, or lacks a field; or cells that are compared at equal tokens are not.
     """
-    rows = []
+    rows, points = [], []
     for cell in all_cells(study):
         path = Layout(study).cell("pretrain", cell) / "summary.json"
         summary = {**read_json(path), **cell_columns(cell)}
@@ -140,7 +157,35 @@ def collect_summaries(study: Study, output: str | Path, record: dict[str, Any] |
             hint = "Delete it and run `pipeline pretrain` again."
             raise InputError(path, f"no {', '.join(missing)}", "a complete summary", hint)
         rows.append({name: summary.get(name) for name in PRETRAIN_SCHEMA.names})
-    write_table(output, pd.DataFrame(rows, columns=PRETRAIN_SCHEMA.names), PRETRAIN_SCHEMA, record)
+        ends = [*summary.get("points", []), {"branch": 0}]
+        points += [{name: {**summary, **end}.get(name) for name in POINTS_SCHEMA.names} for end in ends]
+    table = pd.DataFrame(rows, columns=PRETRAIN_SCHEMA.names)
+    check_equal_tokens(study, table)
+    write_table(output, table, PRETRAIN_SCHEMA, record)
+    scored = pd.DataFrame(points, columns=POINTS_SCHEMA.names)
+    write_table(Path(output).with_name("points.parquet"), scored, POINTS_SCHEMA, record)
+
+
+def check_equal_tokens(study: Study, table: pd.DataFrame) -> None:
+    """Conditions of equal tokens must have had equal tokens, steps, batches and contexts, by what was counted as they
+    were trained. A cell that diverged or was stopped has fewer; its status says so, and it is in no comparison.
+
+    Raises
+    ------
+    InputError : they have not.
+    """
+    paths = {cell.path for cell in block_cells(study, "iso_tokens")}
+    columns = list(vars(Cell("", "", 0, 0)))
+    here = table[[Cell(*row).path in paths for row in table[columns].itertuples(index=False)]]
+    for (name, size), cells in here[here["status"] == "completed"].groupby(["architecture", "size"]):
+        counted = cells[EQUAL].drop_duplicates()
+        if len(counted) > 1:
+            found = "; ".join(", ".join(f"{key} {row[key]}" for key in EQUAL) for row in counted.to_dict("records"))
+            hint = "Delete the summaries of the odd ones and run `pipeline pretrain` again."
+            raise InputError(f"grid.iso_tokens: {name} {size}", found, "the same in every condition", hint)
+
+
+EQUAL = ["tokens", "steps", "batch_clips", "context_frames"]
 
 
 def collect_tables(study: Study, folder: str | Path) -> None:

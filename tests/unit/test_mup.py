@@ -15,7 +15,7 @@ from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.mup import attention_scale, initialise, rate_factors
 from pipeline.models.swift_4d import Swift4D
 from pipeline.models.swift_v2 import SwiftV2
-from pipeline.pretrain.optimiser import AdamW
+from pipeline.pretrain.optimiser import Optimiser
 
 FAMILIES = {"swift_4d": Swift4D, "swift_v2": SwiftV2}
 TINY = {"depths": (1, 2), "heads": (2, 4), "grid": (4, 4, 4), "patch": (2, 2, 2, 1), "context_frames": 4}
@@ -165,7 +165,7 @@ def train(family: str, width: int, mup: bool, seed: int, steps: int = 4) -> dict
         base = learner(family, BASE, seed)
         initialise(model, base)
         factors = rate_factors(model, base)
-    optimiser = AdamW(model, weight_decay=0.0, rate_factors=factors)
+    optimiser = Optimiser(model, weight_decay=0.0, rate_factors=factors)
     torch.manual_seed(100 + seed)
     clip = torch.randn(2, 1, 8, 8, 8, 4) + torch.randn(2, 1, 1, 1, 1, 4)
     hidden = torch.rand(2, 4, 4, 4, 4) < 0.5

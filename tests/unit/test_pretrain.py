@@ -14,17 +14,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_cohort import CONTRACT, DEMO, small_template
+from small_cohort import DEMO
+from small_training import TEMPLATE, make_pool, planted, run, small_study
 from tiny_models import TINY
 
 from pipeline.artefact import read_json, read_table, write_json
-from pipeline.bold.shards import voxel_geometry, write_shard
-from pipeline.bold.template import save_template
 from pipeline.cli import main
-from pipeline.config import Study, dump_study, load_study
+from pipeline.config import dump_study, load_study
 from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell, sweep_variant
-from pipeline.pretrain import stage
+from pipeline.pretrain import lesson
+from pipeline.pretrain.checkpoint import load_cell
 from pipeline.pretrain.masks import hidden_tokens, sample_draw
 from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.objectives.reconstruction import MaskedObjective, masked_loss, reconstruct
@@ -32,13 +32,12 @@ from pipeline.pretrain.people import choose_people
 from pipeline.pretrain.plan import peak_rate
 from pipeline.pretrain.rasters import voxel_raster
 from pipeline.pretrain.samples import Samples, real_values
-from pipeline.pretrain.schedule import learning_rate
-from pipeline.pretrain.stage import choose_learning_rate, load_cell, run_cell
+from pipeline.pretrain.schedule import learning_rate, route
+from pipeline.pretrain.stage import choose_learning_rate
 from pipeline.pretrain.trainer import Recipe, train
 from pipeline.pretrain.validation import bootstrap, effective_rank
 from pipeline.tables import HISTORY_SCHEMA, PRETRAIN_SCHEMA
 
-TEMPLATE = small_template()
 BRAIN = torch.ones(2, 2, 2, dtype=torch.bool)
 ARCHITECTURES = ["swift_v1", "swift_v2"]
 VOXEL_ENCODERS = ["swift_v1", "swift_4d", "swift_v2", "neurostorm", "brainmt"]
@@ -84,7 +83,8 @@ def test_masks_differ_between_positions_and_seeds():
 
 
 def test_learning_rate_rises_in_a_line_and_falls_in_half_a_cosine():
-    rates = [learning_rate(step, 100, 2.0, 0.1) for step in range(100)]
+    (leg,) = route(100, "cosine", 0.1)
+    rates = [learning_rate(step, leg, 100, 2.0, 0.1, "cosine") for step in range(100)]
     assert rates[:10] == pytest.approx(np.linspace(0.2, 2.0, 10))
     assert rates[10] == 2.0
     assert rates[55] == pytest.approx(1.0)
@@ -135,16 +135,6 @@ def test_effective_rank_of_known_features():
 # --- learning ------------------------------------------------------------------------------------------------------
 
 
-def planted(frames: int, rng: np.random.Generator, slow: bool = False) -> np.ndarray:
-    """One time course that every voxel follows or opposes, and noise of a quarter of its power: (T, V)."""
-    map_V = np.random.default_rng(7).choice((-1.0, 1.0), TEMPLATE.voxels)
-    course_T = rng.normal(size=frames)
-    if slow:
-        course_T = np.sqrt(2) * np.sin(2 * np.pi * (rng.uniform(0.02, 0.08) * np.arange(frames) + rng.uniform()))
-    bold_TV = course_T[:, None] * map_V + 0.5 * rng.normal(size=(frames, TEMPLATE.voxels))
-    return ((bold_TV - bold_TV.mean(0)) / bold_TV.std(0)).astype(np.float32)
-
-
 def held_out_r2(name: str, shuffled: bool) -> tuple[torch.Tensor, float]:
     """Losses of a training on planted runs, or on the same with every voxel in a random order of time."""
     rng = np.random.default_rng(0)
@@ -181,16 +171,16 @@ def test_loss_falls_on_a_planted_signal_and_beats_shuffled_input(name):
 @given(st.integers(4, 30), st.integers(0, 50), st.integers(0, 10**6))
 def test_two_clips_of_a_pair_lie_in_the_run_and_apart(context, slack, position):
     frames = 2 * context + slack
-    one, other = stage.apart(context, frames, 3, position)
+    one, other = lesson.apart(context, frames, 3, position)
     assert min(one, other) >= 0
     assert max(one, other) + context <= frames
     assert abs(one - other) >= context
     with pytest.raises(InputError, match="room for two clips"):
-        stage.apart(context, 2 * context - 1, 3, position)
+        lesson.apart(context, 2 * context - 1, 3, position)
 
 
 def test_every_pair_of_places_comes_up_alike():
-    pairs = [stage.apart(2, 6, 0, position) for position in range(3000)]
+    pairs = [lesson.apart(2, 6, 0, position) for position in range(3000)]
     places = {(0, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 4)}
     counts = {pair: pairs.count(pair) for pair in places | {(late, early) for early, late in places}}
     assert sum(counts.values()) == 3000
@@ -256,43 +246,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_in_the_end_a_divergen
 # --- the stage -----------------------------------------------------------------------------------------------------
 
 
-def small_study(**pretrain: Any) -> Study:
-    changes: dict[str, Any] = {"steps": 8, "batch_clips": 2, "context_frames": 8, "validation_people": 3, **pretrain}
-    options = {"swift_v1": {"options": {"window": [2, 2, 2, 4]}}, "swift_v2": {"options": {"window": [2, 2, 2]}}}
-    return load_study(DEMO, {"pretrain": changes, "architectures": options})
-
-
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
-    """Six people to pretrain on and three to evaluate, two runs of 24 frames each."""
-    root, rng = tmp_path_factory.mktemp("cohort"), np.random.default_rng(1)
-    save_template(TEMPLATE, root / "template")
-    runs = []
-    for person in range(9):
-        for session in ("2", "1"):
-            name = {"dataset": "simulated", "subject": f"p{person}", "session": session, "run": "1"}
-            folder = root / f"shards/sub-p{person}/ses-{session}_run-1"
-            entry = write_shard(folder, 100 + planted(24, rng), {**name, **CONTRACT}, geometry=voxel_geometry(TEMPLATE))
-            runs.append({**name, **entry, "mean_fd_mm": 0.1, "overlap": 0.9, "content": f"{person}{session}"})
-    write_json(root / "manifest.json", {"runs": runs})
-    write_json(root / "draws.json", {"0": [f"simulated/p{person}" for person in (3, 1, 0, 5, 2, 4)]})
-    write_json(root / "evaluation_set.json", {"people": {"simulated": ["p6", "p7", "p8"]}, "hash": ""})
-    return root
-
-
-def run(root: Path, study: Study, cell: Cell, output: Path, rates: Path | None = None) -> dict[str, Any]:
-    run_cell(
-        study,
-        cell,
-        template_folder=root / "template",
-        manifests={"simulated": root / "manifest.json"},
-        draws=root / "draws.json",
-        evaluation_set=root / "evaluation_set.json",
-        learning_rate_file=rates,
-        output_folder=output,
-        state_root=output / "state",
-    )
-    return read_json(output / "summary.json")
+    return make_pool(tmp_path_factory.mktemp("cohort"))
 
 
 def test_a_cell_says_what_it_is(cohort, tmp_path):
@@ -311,25 +267,26 @@ def test_a_cell_says_what_it_is(cohort, tmp_path):
     assert metadata["contract"] == summary["contract"]
     card = (tmp_path / "model_card.md").read_text()
     assert all(word in card for word in ("Apache-2.0", "tr_s: 1.5", summary["people_hash"], "completed"))
-    assert not list((tmp_path / "state").glob("*"))
+    (state,) = [path for path in (tmp_path / "state").iterdir() if path.is_dir()]
+    assert [path.name for path in state.iterdir()] == ["result"], "no checkpoint is left, no lease"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_interrupted_cell_is_bitwise_the_one_that_ran_through(cohort, tmp_path, monkeypatch, name):
     study, cell = small_study(), Cell(name, "w6", 4, 24)
     run(cohort, study, cell, tmp_path / "through")
-    position = stage.clip_position
+    position = lesson.clip_position
 
     def interrupted(seed: int, at: int, *rest: Any) -> tuple[int, int]:
         if at == 7:
             os.kill(os.getpid(), signal.SIGUSR2)
         return position(seed, at, *rest)
 
-    monkeypatch.setattr(stage, "clip_position", interrupted)
+    monkeypatch.setattr(lesson, "clip_position", interrupted)
     with pytest.raises(Unfinished, match="after step 4 of 8"):
         run(cohort, study, cell, tmp_path / "resumed")
     assert not (tmp_path / "resumed/summary.json").exists()
-    monkeypatch.setattr(stage, "clip_position", position)
+    monkeypatch.setattr(lesson, "clip_position", position)
     run(cohort, study, cell, tmp_path / "resumed")
     one, other = (tmp_path / name / "encoder.safetensors" for name in ("through", "resumed"))
     assert one.read_bytes() == other.read_bytes()
@@ -357,13 +314,13 @@ def test_collapse_is_a_result(cohort, tmp_path):
 
 def test_only_the_first_frames_of_the_first_session_are_trained_on(cohort, tmp_path, monkeypatch):
     seen = []
-    read = stage.Runs.clip
+    read = lesson.Runs.clip
 
     def clip(runs: Any, number: int, start: int, frames: int) -> np.ndarray:
         seen.append((runs.entries[number]["subject"], runs.entries[number]["session"], start + frames))
         return read(runs, number, start, frames)
 
-    monkeypatch.setattr(stage.Runs, "clip", clip)
+    monkeypatch.setattr(lesson.Runs, "clip", clip)
     run(cohort, small_study(steps=40), Cell("swift_v1", "w6", 2, 12), tmp_path)
     trained = [(subject, session, end) for subject, session, end in seen if subject in ("p3", "p1")]
     assert {session for _, session, _ in trained} == {"1"}

@@ -91,7 +91,9 @@ def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: p
     study = load_study(DEMO)
     layout = Layout(study)
     for cell in all_cells(study):
-        write_json(layout.cell("pretrain", cell) / "summary.json", summary())
+        branch = {"branch": 1, "steps": 5, "tokens": 40, "val_loss": 0.5}
+        points = [branch] if cell == all_cells(study)[0] else []
+        write_json(layout.cell("pretrain", cell) / "summary.json", summary(points=points))
         path = layout.cell("pretrain", cell) / "history.parquet"
         tables.collect([], tables.HISTORY_SCHEMA, path, None)
     for table, (stage, beside, schema) in tables.EVALUATED.items():
@@ -111,8 +113,24 @@ def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: p
     pretrain = read_table(layout.table("pretrain"))
     assert [Cell(**row) for row in pretrain[list(vars(Cell("", "", 0, 0)))].to_dict("records")] == all_cells(study)
     assert pretrain["simulated"].all()
+    points = read_table(layout.table("points"))
+    assert points["branch"].tolist() == [1, 0, *[0] * (len(all_cells(study)) - 1)]
+    assert points.loc[0, ["steps", "tokens", "val_loss", "parameters"]].tolist() == [5, 40, 0.5, 1]
     for name in ("probe", "benchmark", "spectral"):
         assert len(read_table(layout.table(name))) == 1 + len(evaluated_cells(study))
     (layout.cell("pretrain", all_cells(study)[0]) / "summary.json").write_text('{"status": "completed"}')
     with pytest.raises(InputError, match=r"summary\.json: found no parameters, "):
         tables.collect_tables(study, layout.tables)
+
+
+@pytest.mark.parametrize("counter", ["tokens", "steps", "batch_clips", "context_frames"])
+def test_conditions_of_equal_tokens_that_were_not_are_refused(counter: str) -> None:
+    study = load_study(DEMO)
+    rows = [{**summary(), **tables.cell_columns(cell)} for cell in all_cells(study)]
+    tables.check_equal_tokens(study, pd.DataFrame(rows))
+    odd = next(row for row in rows if row["subjects"] == 6 and row["frames"] == 160 and row["draw"] == 1)
+    odd |= {counter: 2, "status": "diverged"}
+    tables.check_equal_tokens(study, pd.DataFrame(rows))  # it is in no comparison
+    odd["status"] = "completed"
+    with pytest.raises(InputError, match=rf"iso_tokens: {odd['architecture']} {odd['size']}: found .*{counter} [12]"):
+        tables.check_equal_tokens(study, pd.DataFrame(rows))

@@ -21,7 +21,7 @@ from pipeline.bold.reader import Shard
 from pipeline.bold.template import load_template
 from pipeline.models import build, describe
 from pipeline.models.parts.voxels import Raster
-from pipeline.pretrain.optimiser import AdamW
+from pipeline.pretrain.optimiser import Optimiser
 from pipeline.pretrain.rasters import voxel_raster
 
 pytestmark = [
@@ -130,7 +130,7 @@ def test_every_system_takes_steps_on_the_real_run(
     torch.manual_seed(0)
     learner = describe(name).learner(build(name, dict(REAL[name])))
     clip, target = _two_clips(done[0].root, name, learner.encoder.input_shape)
-    optimiser = AdamW(learner, 0.05)
+    optimiser = Optimiser(learner, 0.05)
     losses = []
     for _ in range(2):
         objective, batch = own_objective(name, learner, clip, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conftest import Checkout
 from pipeline.artefact import read_json, read_table
 from pipeline.bold.template import load_template
 from pipeline.cli import main
-from pipeline.pretrain import stage
+from pipeline.pretrain import lesson
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -57,6 +58,7 @@ def study(built: Checkout) -> Path:
     tiny |= {"atlases": {"blocks": str(_atlas(built.root))}, "flatmap": {"height": 32, "width": 80}}
     tiny["evaluate"] |= {"frames": 40}
     tiny["pretrain"] |= {"steps": 3, "batch_clips": 4, "collapsed_rank": 0.5}
+    tiny["compute"] = {"loaders": 0}  # clips are read when they are trained on, so that a test can interrupt at one
     path = built.root / "study/systems.yaml"
     path.write_text(yaml.safe_dump(tiny))
     return path
@@ -93,14 +95,14 @@ def stores(built: Checkout, study: Path) -> Path:
 
 def _interrupt_after(position: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal arrives while the sample at that position is read."""
-    place = stage.clip_position
+    place = lesson.clip_position
 
     def interrupted(seed: int, at: int, *rest: Any) -> tuple[int, int]:
         if at == position:
             os.kill(os.getpid(), signal.SIGUSR2)
         return place(seed, at, *rest)
 
-    monkeypatch.setattr(stage, "clip_position", interrupted)
+    monkeypatch.setattr(lesson, "clip_position", interrupted)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -121,6 +123,7 @@ def test_a_cell_of_every_system_is_trained_scored_and_evaluated(
     assert (summary["val_r2"] is None) == (name in WITHOUT_R2)
     assert 0 < summary["flops_per_clip"] < summary["train_flops"]
     first = (folder / "encoder.safetensors").read_bytes()
+    shutil.rmtree(folder / "state")  # else the finished files are published again
     _interrupt_after(6, monkeypatch)
     assert main(["pretrain", *command, str(folder / "summary.json")]) == 75
     monkeypatch.undo()

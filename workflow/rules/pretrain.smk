@@ -1,9 +1,12 @@
-# Learning rate and pretraining: one job a cell. Training state lies in pretrain/<cell>/state/<hash>/, which is no
-# declared output, so an interrupted cell resumes instead of starting over.
+# Learning rate and pretraining. `pretrain` is a local rule: on a laptop its command trains; under a profile that names a
+# slurm_partition the command puts one job a cell into the queue, with what the cell's size needs (`compute` of the
+# configuration), and waits for it as a shell of 1 MB. Training state lies in pretrain/<cell>/state/, which is no declared
+# output, so an interrupted cell resumes, and a finished one whose outputs were deleted has them again in seconds.
 
 
 localrules:
     learning_rate,
+    pretrain,
 
 
 rule learning_rate:
@@ -44,13 +47,15 @@ rule pretrain:
         "../envs/pipeline.yaml"
     threads: study.compute.threads
     resources:
-        mem_mb=study.compute.memory_mb,
-        runtime=study.compute.runtime_min,
-        gpu=study.compute.gpus,
+        mem_mb=compute_of("memory_mb"),
+        runtime=compute_of("runtime_min"),
+        gpu=compute_of("gpus"),
+        nodes=compute_of("nodes"),
     params:
         config=CONFIG,
         version=stage_version("pretrain"),
         settings=of_cell("pretrain"),
+        launch=launch_options,
     shell:
-        "pipeline pretrain --config {params.config:q} --cell {wildcards.cell:q} --threads {threads}"
+        "pipeline pretrain --config {params.config:q} --cell {wildcards.cell:q} --threads {threads} {params.launch:q}"
         " --output {output.summary:q} 2> {log:q}"

@@ -13,7 +13,7 @@ from pipeline.stages import stage_settings, stage_version
 
 CONFIG_FILES = list(workflow.overwrite_configfiles) or [Path(workflow.basedir) / "config" / "config.yaml"]
 FIGURES = [1, 2, 3, 4, 5]
-TABLES = ["pretrain", "history", "probe", "benchmark", "scores", "spectral", "spectra", "losses"]
+TABLES = ["pretrain", "points", "history", "probe", "benchmark", "scores", "spectral", "spectra", "losses"]
 
 
 def load_configuration():
@@ -136,6 +136,34 @@ def atlas_files(wildcards):
     except InputError:
         return []
     return [str(each) for each in (path, label_table(path)) if each is not None and each.is_file()]
+
+
+def compute_of(field):
+    """Resource function: what a cell of its size needs of `compute`."""
+
+    def need(wildcards):
+        cell = grid.Cell.parse(wildcards.cell)
+        return getattr(study.compute_of(cell.architecture, cell.size), field)
+
+    return need
+
+
+def launch_options(wildcards, resources):
+    """Parameter function: where `pretrain` trains a cell. A partition in its resources, by a profile, means SLURM.
+
+    A parameter that is computed from resources is none of those whose change reruns a job.
+    """
+    asked = {
+        "nodes": resources.get("nodes"),
+        "gpus": resources.get("gpu"),
+        "memory-mb": resources.get("mem_mb"),
+        "runtime-min": resources.get("runtime"),
+    }
+    if resources.get("slurm_partition"):
+        asked |= {"launcher": "slurm", "partition": resources.slurm_partition}
+        asked |= {"account": resources.get("slurm_account"), "qos": resources.get("qos")}
+        asked |= {"slurm-options": resources.get("slurm_extra")}
+    return [f"--{option}={value}" for option, value in asked.items() if value not in (None, "")]
 
 
 def learning_rate_of(wildcards):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ MOST_OPEN = 1024  # shards whose contract and index are kept, some 20 kB each
 class Runs:
     """Runs by number. A clip is read when it is asked for, because that takes a fiftieth of decoding its run.
 
-    Memory: the clips handed out, and what is known of the last 1,024 runs.
+    Memory: the clips handed out, and what is known of the last 1,024 runs. Threads may share it.
     """
 
     def __init__(self, entries: Sequence[Mapping[str, Any]], expected: Mapping[str, Any] | None = None) -> None:
@@ -28,6 +29,7 @@ class Runs:
         self.entries = list(entries)
         self._expected = dict(expected or {})
         self._opened: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         """Number of runs."""
@@ -39,12 +41,14 @@ class Runs:
 
     def shard(self, run: int) -> Shard:
         """The shard of a run; a chunk of it is verified once while it stays open."""
-        if run not in self._opened:
-            self._opened[run] = Shard.open(self.entries[run]["path"], self._expected)
-            if len(self._opened) > MOST_OPEN:
-                self._opened.popitem(last=False)
-        self._opened.move_to_end(run)
-        return self._opened[run]
+        with self._lock:
+            shard = self._opened.get(run)
+            if shard is None:
+                shard = self._opened[run] = Shard.open(self.entries[run]["path"], self._expected)
+                if len(self._opened) > MOST_OPEN:
+                    self._opened.popitem(last=False)
+            self._opened.move_to_end(run)
+        return shard
 
     def clip(self, run: int, start: int, frames: int) -> np.ndarray:
         """Frames `start` to `start + frames` of a run, z-scored per voxel over the run, (frames, V) float32."""

@@ -129,7 +129,8 @@ def _curves(axes: Axes, study: Study, history: pd.DataFrame) -> pd.DataFrame:
     shown = []
     for architecture, look in style.looks(study).items():
         sizes = {cell.size for cell in largest(study, architecture)}
-        for _, curve in pick(rows, architecture=architecture, size=sizes).dropna(subset=["loss"]).groupby("seed"):
+        trunk = pick(rows, architecture=architecture, size=sizes, branch=0)
+        for _, curve in trunk.dropna(subset=["loss"]).groupby("seed"):
             window = max(1, round(SMOOTH * len(curve)))
             smooth = curve["loss"].rolling(window, center=True, min_periods=1).mean()
             axes.plot(curve["step"], curve["loss"], color=look.colour, lw=0.5, alpha=0.25)

@@ -12,7 +12,7 @@ import torch
 from pipeline.artefact import digest, read_json
 from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template
-from pipeline.config import Study
+from pipeline.config import Precision, Study
 from pipeline.errors import InputError, nearest
 from pipeline.grid import RANDOM, Cell, sweep_rate
 from pipeline.models import UNFIT, arguments, describe, names, takes
@@ -44,6 +44,8 @@ class Plan:
     objective: str
     objective_options: dict[str, Any]
     recipe: Recipe
+    precision: Precision
+    masks_per_clip: int
     masks: dict[str, Any]
     contract: dict[str, Any]
     sources: list[tuple[str, str]]  # person and checksum of the run trained on
@@ -81,6 +83,12 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
         diverged_above=settings.diverged_above,
         checkpoint_every_s=settings.checkpoint_every_s,
         falls_to_nothing=objective != "masked reconstruction",
+        optimiser=settings.optimiser,
+        schedule=settings.schedule,
+        decay=settings.decay,
+        branches=settings.branches,
+        ema=settings.ema,
+        validations=settings.validations,
     )
     masks = {"ratio": architecture.mask_ratio, "kind": architecture.mask or settings.mask, "loss": settings.loss}
     shape = data_shape(study, cell, template, people.trained)
@@ -98,6 +106,8 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
         objective=objective,
         objective_options=architecture.objective_options,
         recipe=recipe,
+        precision=settings.precision,
+        masks_per_clip=settings.masks_per_clip,
         masks=masks,
         contract=contract_of(architecture.input, people.trained[0]),
         sources=[(person(entry), entry["manifest"]) for entry in people.trained],

@@ -1,82 +1,75 @@
 """The stage that pretrains one cell, and the one that chooses an architecture's learning rate.
 
-Legend: T frames; V columns of a shard.
+A cell is trained by whoever holds its lease, in one process or several. Its finished files are kept with its state and
+published from there, so that outputs that were deleted come back by the same command.
 """
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from math import prod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
-from pipeline.artefact import digest, provenance, read_json, write_json, write_table, write_text
-from pipeline.bold.clips import Runs, clip_position
+from pipeline.artefact import provenance, read_json, write_json, write_table, write_text
 from pipeline.bold.template import load_template
-from pipeline.config import Study
-from pipeline.errors import InputError
+from pipeline.config import Compute, Study
+from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell
-from pipeline.models.cost import count_flops
-from pipeline.models.learners.reconstruction import Reconstructor
-from pipeline.models.mup import initialise, rate_factors
-from pipeline.models.parts.voxels import Raster
+from pipeline.models.mup import rate_factors
+from pipeline.pretrain.blocks import checkpoint_blocks, compile_blocks, precision
 from pipeline.pretrain.card import model_card
-from pipeline.pretrain.checkpoint import Store, load_cell, save_model
-from pipeline.pretrain.masks import hidden_tokens
-from pipeline.pretrain.objectives import build_learner, objective_of
-from pipeline.pretrain.objectives.batch import Objective
-from pipeline.pretrain.objectives.contrastive import needs_pair
-from pipeline.pretrain.people import Entry, Paths, People, choose_people, person
+from pipeline.pretrain.checkpoint import Store, save_model
+from pipeline.pretrain.course import Training
+from pipeline.pretrain.distributed import StepModule, World, joined, shard
+from pipeline.pretrain.lease import Held, Lease, attempts, note_attempt
+from pipeline.pretrain.lesson import Costs, Lesson, costs, fresh_learner, prepare, score, training_samples
+from pipeline.pretrain.loader import Loader
+from pipeline.pretrain.objectives import build_learner, drawn, is_additive, total_of
+from pipeline.pretrain.objectives.batch import Batch, Total
+from pipeline.pretrain.people import Paths, People, choose_people
 from pipeline.pretrain.plan import Plan, make_plan, peak_rate, width_of
 from pipeline.pretrain.progress import progress
 from pipeline.pretrain.rasters import raster_of
-from pipeline.pretrain.samples import Samples, real_values
-from pipeline.pretrain.trainer import COLUMNS, Training, train
-from pipeline.pretrain.validation import Validation, validate
+from pipeline.pretrain.schedule import total
+from pipeline.pretrain.state import whole
+from pipeline.pretrain.step import How, parts_of
+from pipeline.pretrain.summary import history_table, summarise, validation_columns
+from pipeline.pretrain.tensorboard import events
+from pipeline.pretrain.trainer import Hooks, Judged, train
 from pipeline.stages import VERSIONS
-from pipeline.tables import HISTORY_SCHEMA, cell_columns
+from pipeline.tables import HISTORY_SCHEMA
 
-__all__ = ["choose_learning_rate", "load_cell", "run_cell"]
-
-# Held-out clips and masks are the same for every cell, whatever it was trained with, so that R^2 has one meaning.
-VALIDATION_SEED, VALIDATION_RATIO, VALIDATION_CLIPS = 1_000_003, 0.5, 2
-PAIR_STREAM, DROPOUT_STREAM = 2, 3  # keep the draws of pairs of clips, and of dropout, apart from those of masks
-
-Place = Callable[[int], tuple[int, int]]  # position of a sample -> its run and first frame
+DROPOUT_STREAM = 3  # keeps the draws of dropout apart from those of clips, masks and pairs
+FILES = ("encoder.safetensors", "history.parquet", "model_card.md", "summary.json")  # the summary last
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A plan with its model, what it sees and by what it is trained."""
+class Session:
+    """One process of the training of one cell."""
 
-    plan: Plan
-    learner: Any
-    raster: Raster
-    context: int
+    study: Study
+    compute: Compute
+    world: World
+    lease: Lease | None  # the first process holds it
+    state_root: Path
+    people: People
+    lesson: Lesson
+    store: Store
 
     @property
-    def inside(self) -> torch.Tensor | None:
-        """Which values of a token are in the brain; None where nothing is cut into tokens."""
-        if not isinstance(self.learner, Reconstructor):
-            return None
-        return real_values(self.learner, self.raster)
+    def plan(self) -> Plan:
+        """What decides the cell's weights."""
+        return self.lesson.plan
 
-    def objective(self, ratio: float) -> Objective:
-        """The objective, which hides that share of the tokens."""
-        masks, inside, hide = self.plan.masks, self.inside, None
-        if inside is not None:
-            times = self.context // self.learner.encoder.frames_per_token
-            places = inside.flatten(-2).any(-1).cpu()
-            hide = partial(hidden_tokens, places=places, times=times, ratio=ratio, kind=masks["kind"])
-        options = self.plan.objective_options
-        return objective_of(self.plan.objective, self.learner, hide, masks["loss"], options, self.context)
+    @property
+    def how(self) -> How:
+        """What decides how its steps are computed."""
+        return How(self.compute.micro_batch_clips, self.compute.parallel == "fsdp" and self.world.size > 1)
 
 
 def run_cell(
@@ -95,236 +88,240 @@ def run_cell(
 
     A person is trained on by the first `cell.frames` frames of their first run, so N x T counts unique frames exactly.
     Held out are evaluation people, or, for a cell of the learning-rate sweep, pretraining people it does not train on.
-    `flatmap_folder` holds flatmap.npz; only models of flat maps need it.
+    `flatmap_folder` holds flatmap.npz; only models of flat maps need it. Started in several processes, as by torchrun,
+    they train together.
 
     Raises
     ------
-    InputError : people, runs or frames are missing, or a checkpoint belongs to other data.
-    Unfinished : a signal came; the state under `state_root` lets the same command go on.
+    InputError : people, runs or frames are missing, a checkpoint belongs to other data, or, on a cluster, start after
+        start made no progress.
+    Unfinished : a signal came, or somebody else trains the cell; the same command goes on, or finds the result.
     """
-    template, output = load_template(template_folder), Path(output_folder)
-    people = choose_people(study, cell, manifests, draws, evaluation_set)
-    plan = make_plan(study, cell, template, people, peak_rate(study, cell, learning_rate_file))
-    raster = raster_of(plan.metadata, template, flatmap_folder, _device(study))
-    lesson = prepare(study, plan, raster)
+    compute, root = study.compute_of(cell.architecture, cell.size), Path(state_root)
+    with joined(_device(compute)) as world, held(world, root, cell) as lease:
+        template = load_template(template_folder)
+        people = choose_people(study, cell, manifests, draws, evaluation_set)
+        plan = make_plan(study, cell, template, people, peak_rate(study, cell, learning_rate_file))
+        store = open_store(plan, compute, world, root, lease)
+        if world.same(world.first and store.published(output_folder)):
+            return
+        raster = raster_of(plan.metadata, template, flatmap_folder, world.device)
+        session = Session(study, compute, world, lease, root, people, prepare(study, plan, raster), store)
+        cost = costs(session.lesson, training_samples(session.lesson, people.trained))
+        training = fit(session)
+        finished = unsharded(session)
+        if finished is not None:
+            inputs = {**manifests, "draws": draws}
+            keep(session, finished, training, cost, provenance("pretrain", VERSIONS["pretrain"], plan.hash, inputs))
+            store.published(output_folder)
+
+
+@contextmanager
+def held(world: World, state_root: Path, cell: Cell) -> Iterator[Lease | None]:
+    """The lease of the cell, in the first process, for as long as the block runs.
+
+    Raises
+    ------
+    Unfinished : somebody else has it; in every process alike.
+    """
+    lease = Lease(state_root, cell.path) if world.first else None
+    refused: Held | None = None
+    if lease:
+        try:
+            lease.__enter__()
+        except Held as other:
+            refused = other
+    said = world.same(str(refused) if refused else None)
+    if said:
+        raise refused or Unfinished(said)
+    if lease is None:
+        yield None
+        return
+    with _entered(lease):
+        yield lease
+
+
+@contextmanager
+def _entered(lease: Lease) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        lease.__exit__(None, None, None)
+
+
+def open_store(plan: Plan, compute: Compute, world: World, state_root: Path, lease: Lease | None) -> Store:
+    """Where the cell's state lies, and what a checkpoint there must have been made by."""
+    arithmetic = {
+        "device": world.device.type,
+        "processes": world.size,
+        "parallel": compute.parallel if world.size > 1 else "none",
+        "micro_batch_clips": compute.micro_batch_clips,
+        "compile": compute.compile,
+    }
+    identity = {"cell_hash": plan.hash, "contract": plan.contract}
+    guard = lease.check if lease else None
+    return Store(state_root / plan.hash, identity, arithmetic, compute.any_world_size, guard, keeper=world.first)
+
+
+def fit(session: Session) -> Training:
+    """Train the learner, from its last checkpoint on."""
+    plan, lesson, world, recipe = session.plan, session.lesson, session.world, session.plan.recipe
     objective = lesson.objective(plan.masks["ratio"])
-    store = Store(Path(state_root) / plan.hash, {"cell_hash": plan.hash, "contract": plan.contract})
-    samples = training_samples(lesson, people.trained)
-    training = fit(lesson, objective, samples, store)
-    scores = score(lesson, people.held_out)
-    summary = summarise(study, lesson, people, training, costs(lesson, objective, samples))
-    summary |= validation_columns(scores)
-    collapsed = training.step > 0 and scores.effective_rank < study.pretrain.collapsed_rank
+    check_parts(session, is_additive(objective))
+    samples = training_samples(lesson, session.people.trained)
+    factors = _rate_factors(lesson)
+    root = StepModule(lesson.learner, lambda batch: total_of(objective, batch))
+    arrange(session, root)
+    begun: list[Training] = []
+
+    def make(positions: range) -> Batch:
+        return drawn(objective, samples.batch(positions, positions.start / (recipe.batch * recipe.steps)))
+
+    def order() -> Iterator[range]:
+        for step in begun[0].to_come():
+            yield from parts_of(recipe.batch, step, world, session.compute.micro_batch_clips)
+
+    def loss_of(positions: range) -> Total:
+        batch = loader.take(positions)
+        # Dropout is a function of the step and of the part, also after a resume.
+        torch.manual_seed(_seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start))
+        with precision(plan.precision, world.device):
+            found: Total = root(batch)
+        return found
+
+    lesson.learner.train()
+    with Loader(make, order(), session.compute.loaders) as loader, watched(session, begun.append) as hooks:
+        hooks = replace(hooks, after_step=objective.after_step, stalled=lambda: loader.stalled_s)
+        return train(lesson.learner, loss_of, recipe, session.store, hooks, world, session.how, factors, root)
+
+
+def check_parts(session: Session, additive: bool) -> None:
+    """Whether the objective allows a batch to be computed in parts.
+
+    Raises
+    ------
+    InputError : it compares the clips of a batch with each other.
+    """
+    if additive or (session.world.size == 1 and session.compute.micro_batch_clips is None):
+        return
+    found = f"{session.world.size} process(es), micro_batch_clips {session.compute.micro_batch_clips}"
+    hint = "Set gpus and nodes to 1 for its cells and leave micro_batch_clips empty."
+    raise InputError(f"objective {session.plan.objective}", found, "the whole batch in one process", hint)
+
+
+def arrange(session: Session, root: StepModule) -> None:
+    """Put around the learner what makes it fit, or faster."""
+    if session.compute.activation_checkpointing:
+        checkpoint_blocks(session.lesson.learner)
+    if session.compute.compile:
+        compile_blocks(session.lesson.learner)
+    if session.how.sharded:
+        shard(root, session.world)
+
+
+@contextmanager
+def watched(session: Session, begun: Callable[[Training], None]) -> Iterator[Hooks]:
+    """What is told of a training while it runs; only the first process talks."""
+    judge = _judge(session)
+    if not session.world.first:
+        yield Hooks(judge=judge, begun=begun)
+        return
+    recipe, lease = session.plan.recipe, session.lease
+    folder = session.state_root / "tensorboard" if session.compute.tensorboard else None
+    sink = events(None, 0)
+
+    def start(training: Training) -> None:
+        nonlocal sink
+        begun(training)
+        note_start(session, training.taken)
+        sink = events(folder, training.taken + 1)
+        bar.begin(training.taken)
+
+    def report(step: int, loss: float, rate: float) -> None:
+        bar(step, loss, rate)
+        if lease:
+            lease.note(**bar.numbers)
+
+    with progress(session.plan.cell.path, total(recipe.legs), recipe.batch) as bar:
+        try:
+            yield Hooks(report, judge=judge, begun=start, sink=lambda step, values: sink.write(step, **values))
+        finally:
+            sink.close()
+
+
+def note_start(session: Session, taken: int) -> None:
+    """Write down that a process starts at this step.
+
+    Raises
+    ------
+    InputError : the scheduler has started it again and again without a new checkpoint.
+    """
+    limit = session.compute.starts_without_progress
+    row = note_attempt(session.state_root, taken, session.plan.hash)
+    if session.lease is None or session.lease.record.get("job") is None or row % (limit + 1):
+        return
+    found = f"{limit} starts in a row at step {taken} without a new checkpoint"
+    hint = "See the logs under state/slurm/; raise compute.memory_mb or runtime_min, or lower checkpoint_every_s."
+    raise InputError(f"cell {session.plan.cell.path}", found, "progress between two starts", hint)
+
+
+def _judge(session: Session) -> Callable[[], Judged | None]:
+    def judge() -> Judged | None:
+        lesson = unsharded(session)
+        if lesson is None:
+            return None
+        scores = score(lesson, session.people.held_out)
+        return Judged(scores.loss.value, scores.r2.value, validation_columns(scores))
+
+    return judge
+
+
+def unsharded(session: Session) -> Lesson | None:
+    """The lesson with whole weights, in the first process; None in the others."""
+    if not session.how.sharded:
+        return session.lesson if session.world.first else None
+    tensors = whole(session.lesson.learner.state_dict(), session.world)
+    if tensors is None:
+        return None
+    learner = fresh_learner(session.plan, session.lesson.raster)
+    learner.load_state_dict(tensors)
+    return replace(session.lesson, learner=learner.to(session.world.device).train())
+
+
+def keep(session: Session, lesson: Lesson, training: Training, cost: Costs, record: dict[str, Any]) -> None:
+    """Score the learner and write the four files of the cell beside its state; then its checkpoints may go."""
+    scores = score(lesson, session.people.held_out)
+    if training.taken:
+        training.write(val_loss=scores.loss.value, val_r2=scores.r2.value)
+    summary = summarise(session.study, lesson, session.people, training, cost) | validation_columns(scores)
+    collapsed = training.step > 0 and scores.effective_rank < session.study.pretrain.collapsed_rank
     summary["status"] = "collapsed" if collapsed and training.status == "completed" else training.status
-    summary["provenance"] = provenance("pretrain", VERSIONS["pretrain"], plan.hash, {**manifests, "draws": draws})
-    write_results(output, lesson, training, summary)
+    summary |= {"processes": session.world.size, "starts": len(attempts(session.state_root)), "provenance": record}
+    folder, store = session.store.result_folder, session.store
+    write_table(folder / "history.parquet", history_table(session.plan, training, cost), HISTORY_SCHEMA, record)
+    save_model(folder / "encoder.safetensors", lesson.learner, session.plan.metadata)
+    write_text(folder / "model_card.md", model_card(summary, lesson.context))
+    write_json(folder / "summary.json", summary)
+    store.keep_result(FILES)
     store.clear()
 
 
-def write_results(output: Path, lesson: Lesson, training: Training, summary: Mapping[str, Any]) -> None:
-    """The four files of a cell; the summary last."""
-    history = history_table(lesson.plan, training, summary["tokens"] // max(1, training.step))
-    write_table(output / "history.parquet", history, HISTORY_SCHEMA, summary["provenance"])
-    save_model(output / "encoder.safetensors", lesson.learner, lesson.plan.metadata)
-    write_text(output / "model_card.md", model_card(summary, lesson.context))
-    write_json(output / "summary.json", summary)
-
-
-def prepare(study: Study, plan: Plan, raster: Raster) -> Lesson:
-    """Build the learner, with fresh weights that the cell's seed alone decides."""
-    torch.manual_seed(plan.cell.seed)
-    learner: Any = build_learner(plan.model, plan.spec, plan.objective)
-    if plan.base_spec is not None:
-        initialise(learner, build_learner(plan.model, plan.base_spec, plan.objective))
-    if plan.contract["kind"] == "flatmap":
-        learner.encoder.set_cortex(raster.filled())
-    context = study.context_frames(plan.cell.architecture)
-    return Lesson(plan, learner.to(raster.index_V.device), raster, context)
-
-
-def _device(study: Study) -> torch.device:
-    wanted = study.compute.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
-def training_samples(lesson: Lesson, trained: list[Entry]) -> Samples:
-    """Clips of the first frames of the people trained on, in the order of the cell's seed."""
-    plan, context = lesson.plan, lesson.context
-    runs, frame_counts = Runs(trained, plan.contract), [[plan.cell.frames]] * len(trained)
-
-    def place(position: int) -> tuple[int, int]:
-        return clip_position(plan.cell.seed, position, frame_counts, context)
-
-    return _samples(lesson, runs, place, lambda _: plan.cell.frames, plan.cell.seed)
-
-
-def held_out_samples(lesson: Lesson, held_out: list[Entry]) -> Samples:
-    """Clips evenly spaced in the runs of held-out people."""
-    runs, context = Runs(held_out, lesson.plan.contract), lesson.context
-
-    def place(position: int) -> tuple[int, int]:
-        run, clip = divmod(position, VALIDATION_CLIPS)
-        return run, (runs.frames(run) - context) * (clip + 1) // (VALIDATION_CLIPS + 1)
-
-    return _samples(lesson, runs, place, runs.frames, VALIDATION_SEED)
-
-
-def _samples(lesson: Lesson, runs: Runs, place: Place, frames: Callable[[int], int], seed: int) -> Samples:
-    context, plan = lesson.context, lesson.plan
-    names = list(dict.fromkeys(person(entry) for entry in runs.entries))
-
-    def clip_TV(position: int) -> np.ndarray:
-        return runs.clip(*place(position), context)
-
-    def of_pair(position: int, which: int) -> np.ndarray:
-        run, _ = place(position)
-        return runs.clip(run, apart(context, frames(run), seed, position)[which], context)
-
-    def whose(position: int) -> int:
-        return names.index(person(runs.entries[place(position)[0]]))
-
-    if plan.objective == "contrastive" and needs_pair(plan.objective_options):
-        first, second = partial(of_pair, which=0), partial(of_pair, which=1)
-        return Samples(first, lesson.raster, seed, lesson.inside, second, whose)
-    return Samples(clip_TV, lesson.raster, seed, lesson.inside, whose=whose)
-
-
-def apart(context: int, frames: int, seed: int, position: int) -> tuple[int, int]:
-    """First frames of two clips of a run that do not overlap, every such pair alike.
-
-    Raises
-    ------
-    InputError : the frames hold no two clips.
-    """
-    slack = frames - 2 * context
-    if slack < 0:
-        hint = "Raise T in the grid, or shorten context_frames."
-        raise InputError("objective contrastive", f"{frames} frames", f"room for two clips of {context}", hint)
-    draw = np.random.default_rng([seed, PAIR_STREAM, position])
-    # Of slack + 2 places for two clips, two: the earlier clip moves the later one on by its own length.
-    early, late = sorted(int(place) for place in draw.choice(slack + 2, 2, replace=False))
-    starts = early, late - 1 + context
-    return starts if draw.integers(2) else (starts[1], starts[0])
-
-
-def fit(lesson: Lesson, objective: Objective, samples: Samples, store: Store) -> Training:
-    """Train the learner, from its last checkpoint on."""
-    plan, recipe = lesson.plan, lesson.plan.recipe
-    factors = None
-    if plan.base_spec is not None:
-        with torch.device("meta"):
-            factors = rate_factors(lesson.learner, build_learner(plan.model, plan.base_spec, plan.objective))
-
-    def loss_of(positions: range) -> torch.Tensor:
-        # Dropout is a function of the step, also after a resume.
-        torch.manual_seed(_seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start))
-        return objective.loss(samples.batch(positions, positions.start / (recipe.batch * recipe.steps)))
-
-    def after_step(step: int) -> None:
-        objective.after_step(step / recipe.steps)
-
-    lesson.learner.train()
-    report = progress(plan.cell.path, recipe.steps)
-    return train(lesson.learner, loss_of, recipe, store, report, after_step, factors)
+def _rate_factors(lesson: Lesson) -> dict[str, float] | None:
+    plan = lesson.plan
+    if plan.base_spec is None:
+        return None
+    with torch.device("meta"):
+        return rate_factors(lesson.learner, build_learner(plan.model, plan.base_spec, plan.objective))
 
 
 def _seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def score(lesson: Lesson, held_out: list[Entry]) -> Validation:
-    """Score the learner on held-out people."""
-    person_K = [person(entry) for entry in held_out for _ in range(VALIDATION_CLIPS)]
-    lesson.learner.eval()
-    samples = held_out_samples(lesson, held_out)
-    return validate(lesson.objective(VALIDATION_RATIO), lesson.learner.encoder, samples.batch, person_K)
-
-
-def costs(lesson: Lesson, objective: Objective, samples: Samples) -> tuple[int, int]:
-    """Operations of encoding a clip, and of a training step's share of a clip, counted as they run."""
-    learner, batch = lesson.learner, samples.batch(range(2))
-    with torch.no_grad():
-        encoded = count_flops(learner.encoder, lambda: learner.encoder(batch.clip)).forward
-    step = count_flops(learner, lambda: objective.loss(batch))
-    return encoded // 2, (step.forward + step.backward) // 2
-
-
-def summarise(
-    study: Study, lesson: Lesson, people: People, training: Training, flops: tuple[int, int]
-) -> dict[str, Any]:
-    """What training cost and where it ended."""
-    plan, encoder = lesson.plan, lesson.learner.encoder
-    clip_tokens = lesson.context // encoder.frames_per_token * _places(lesson)
-    parameters, whole = (
-        sum(weights.numel() for weights in part.parameters() if weights.requires_grad)
-        for part in (encoder, lesson.learner)
-    )
-    return {
-        **cell_columns(plan.cell),
-        "objective": plan.objective,
-        "parameters": parameters,
-        "decoder_parameters": whole - parameters,
-        "flops_per_clip": float(flops[0]),
-        "train_flops": float(flops[1] * plan.recipe.batch * training.step),
-        "steps": training.step,
-        "skipped_steps": training.skipped,
-        "tokens": training.step * plan.recipe.batch * clip_tokens,
-        "unique_frames": plan.cell.subjects * plan.cell.frames,
-        "learning_rate": plan.recipe.learning_rate,
-        "first_loss": _mean(training.losses[: max(1, training.step // 20)]),
-        "train_loss": _mean(training.losses[-max(1, training.step // 10) :]),
-        "seconds": training.seconds,
-        "peak_memory_mb": _peak_memory_mb(),
-        "people": people.names,
-        "people_hash": digest(people.names),
-        "datasets": sorted({entry["dataset"] for entry in people.trained}),
-        "simulated": any(study.datasets[entry["dataset"]].simulated for entry in people.trained),
-        "cell_hash": plan.hash,
-        "contract": plan.contract,
-    }
-
-
-def _places(lesson: Lesson) -> int:
-    """Places of a clip's tokens: those the learner cuts it into, else those of its features."""
-    inside = lesson.inside
-    if inside is not None:
-        return prod(inside.shape[:-2])
-    with torch.no_grad():
-        features = lesson.learner.encoder(
-            lesson.raster.lay(
-                torch.zeros(1, lesson.context, len(lesson.raster.index_V), device=lesson.raster.index_V.device)
-            )
-        )
-    return prod(features.shape[2:-1])
-
-
-def _mean(losses: torch.Tensor) -> float | None:
-    """Mean over the steps that were not skipped; None where there is none."""
-    kept = losses[losses.isfinite()]
-    return float(kept.mean()) if len(kept) else None
-
-
-def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def validation_columns(scores: Validation) -> dict[str, Any]:
-    """Held-out scores under the names of the summary; None for what is not a number."""
-    columns: dict[str, Any] = {"n_validation_people": scores.people, "effective_rank": scores.effective_rank}
-    for name, interval in (("val_loss", scores.loss), ("val_r2", scores.r2)):
-        columns |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return {name: value if np.isfinite(value) else None for name, value in columns.items()}
-
-
-def history_table(plan: Plan, training: Training, step_tokens: int) -> pd.DataFrame:
-    """One row a step."""
-    table = pd.DataFrame(training.history[: training.step].numpy(), columns=list(COLUMNS))
-    step = np.arange(1, training.step + 1)
-    return table.assign(step=step, tokens=step * step_tokens, **cell_columns(plan.cell))
+def _device(compute: Compute) -> str:
+    if compute.device != "auto":
+        return compute.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_learning_rate(study: Study, architecture: str, summaries: Iterable[str | Path], output: str | Path) -> None:

@@ -1,36 +1,35 @@
 """The training loop: any model, any loss that is a function of sample positions, resumable at every step.
 
 The loss is a function of the step alone (whoever draws from torch's own generator seeds it by the step), so the step
-number, the weights and the optimiser's moments are the whole state; a run that was interrupted ends bitwise equal to
-one that was not.
+number, the weights, the optimiser's moments and the moving average are the whole state; a run that was interrupted ends
+bitwise equal to one that was not.
 """
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from pipeline.config import OptimiserName, ScheduleName
 from pipeline.errors import Unfinished
+from pipeline.pretrain.average import Average
 from pipeline.pretrain.checkpoint import Store, Tensors
-from pipeline.pretrain.optimiser import AdamW
-from pipeline.pretrain.schedule import learning_rate
+from pipeline.pretrain.course import COUNTERS, Training, has_diverged
+from pipeline.pretrain.distributed import ALONE, World
+from pipeline.pretrain.meter import Meter
+from pipeline.pretrain.optimiser import Optimiser
+from pipeline.pretrain.schedule import Leg, learning_rate, route
+from pipeline.pretrain.state import fill, local, whole
+from pipeline.pretrain.step import How, LossOf, Moved, Stepper, parts_of
 
-Status = Literal["completed", "diverged", "collapsed", "stopped_early"]
-LossOf = Callable[[range], Tensor]  # sample positions -> mean loss of these samples
-Report = Callable[[int, float, float], None]  # step, loss, learning rate
-
-COLUMNS = ("loss", "learning_rate", "grad_norm", "seconds")
-SMOOTHED_STEPS = 10  # steps whose mean loss is compared with the lowest such mean so far
-MAX_SKIPPED = 0.02  # share of all steps, but at least 5, that may be non-finite before a cell counts as diverged
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+LOOKS_EVERY_S = 2.0  # between two looks for a stop file: on a network file system each is a question to a server
 
 
 @dataclass(frozen=True)
@@ -46,37 +45,94 @@ class Recipe:
     diverged_above: float
     checkpoint_every_s: float
     falls_to_nothing: bool = False  # whether the loss may come near 0, as of pairs or of a teacher: see `has_diverged`
-
-
-@dataclass
-class Training:
-    """How far a training is; `history` has a row of COLUMNS a step, NaN where a step was skipped."""
-
-    history: Tensor
-    step: int = 0
-    skipped: int = 0
-    lowest: float = sys.float_info.max  # of the smoothed loss
-    status: Status | None = None
-    seconds: float = 0.0
+    optimiser: OptimiserName = "adamw"
+    schedule: ScheduleName = "cosine"
+    decay: float = 0.2
+    branches: tuple[float, ...] = ()
+    ema: float | None = None
+    validations: int = 1
 
     @property
-    def losses(self) -> Tensor:
-        """Loss of each step done."""
-        return self.history[: self.step, 0]
+    def legs(self) -> list[Leg]:
+        """The stretches of the training's line, branches with them."""
+        return route(self.steps, self.schedule, self.warmup, self.decay, self.branches)
+
+
+class Judged(NamedTuple):
+    """What held-out people say of the weights as they are."""
+
+    val_loss: float
+    val_r2: float
+    rest: dict[str, Any]  # further columns of a point
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a training calls, each optional.
+
+    Attributes
+    ----------
+    begun : told the training when its last checkpoint is loaded, before its first step.
+    report : told (steps taken, loss, learning rate) after each step.
+    after_step : told the share of the schedule that is done, after each step.
+    judge : scores the weights on held-out people; called on every process, and None where another one has the score.
+    stalled : seconds that the training has waited for clips so far.
+    sink : told (step, values) after each step, e.g. TensorBoard.
+    """
+
+    report: Callable[[int, float, float], None] | None = None
+    after_step: Callable[[float], None] | None = None
+    judge: Callable[[], Judged | None] | None = None
+    stalled: Callable[[], float] | None = None
+    sink: Callable[[int, Mapping[str, float]], None] | None = None
+    begun: Callable[[Training], None] | None = None
+
+
+NO_HOOKS, ONE_PART = Hooks(), How()
+
+
+@dataclass(eq=False)
+class Loop:
+    """A training under way."""
+
+    stepper: Stepper
+    recipe: Recipe
+    training: Training
+    store: Store | None
+    hooks: Hooks
+    world: World
+    meter: Meter
+    started: float
+    saved: float
+    looked: float = 0.0
+    spent_j: float = 0.0  # by former starts
+    trunk: Tensors = field(default_factory=dict)  # this process's part of the state that a branch left, to go on from
+
+    @property
+    def state(self) -> Tensors:
+        """Every tensor that decides how the training goes on, as this process holds it."""
+        tensors: Tensors = {f"model/{name}": value for name, value in self.stepper.learner.state_dict().items()}
+        tensors |= {f"optimiser/{name}": value for name, value in self.stepper.optimiser.state.items()}
+        if self.stepper.average:
+            tensors |= {f"average/{name}": value for name, value in self.stepper.average.state.items()}
+        return tensors
 
 
 def train(
-    model: nn.Module,
+    learner: nn.Module,
     loss_of: LossOf,
     recipe: Recipe,
     store: Store | None = None,
-    report: Report | None = None,
-    after_step: Callable[[int], None] | None = None,
+    hooks: Hooks = NO_HOOKS,
+    world: World = ALONE,
+    how: How = ONE_PART,
     rate_factors: Mapping[str, float] | None = None,
+    root: nn.Module | None = None,
 ) -> Training:
     """Train a model in place, from where its last checkpoint stands, until it is done, diverged or stopped.
 
-    `after_step` is told how many steps are done; `rate_factors` are of single parameters, see `AdamW`.
+    `rate_factors` are of single parameters, see `Optimiser`; `root` is what FSDP2 was put around. At the end the
+    learner holds the moving average of its weights, where the recipe has one.
 
     A step whose loss or gradient is not finite is skipped and counted. SIGTERM, SIGINT and SIGUSR2 end the loop at the
     next step boundary, after a checkpoint.
@@ -84,75 +140,129 @@ def train(
     Raises
     ------
     Unfinished : a signal came; the same call goes on where this one stopped.
-    InputError : the checkpoint in `store` belongs to another cell or to other data.
+    InputError : the checkpoint in `store` belongs to another cell, to other data or to another number of processes.
     """
-    optimiser = AdamW(model, recipe.weight_decay, rate_factors)
-    training = resume(model, optimiser, recipe, store)
-    started, saved = time.monotonic() - training.seconds, time.monotonic()
-    if store:
-        store.folder.mkdir(parents=True, exist_ok=True)
+    optimiser = Optimiser(learner, recipe.weight_decay, rate_factors, recipe.optimiser)
+    average = Average(learner, recipe.ema) if recipe.ema else None
+    stepper = Stepper(learner, optimiser, average, recipe.clip_norm, world, how, root or learner)
+    now = time.monotonic()
+    loop = Loop(stepper, recipe, Training.fresh(recipe.legs), store, hooks, world, Meter(world.device), now, now)
+    resume(loop)
+    loop.started -= loop.training.seconds
+    loop.spent_j = loop.training.energy_j or 0.0
+    if hooks.begun:
+        hooks.begun(loop.training)
     with asked_to_stop() as stop:
-        while training.status is None and training.step < recipe.steps:
-            take_step(model, optimiser, loss_of, recipe, training)
-            if after_step:
-                after_step(training.step)
-            training.seconds = time.monotonic() - started
-            training.history[training.step - 1, 3] = training.seconds
-            if report:
-                report(training.step, *training.history[training.step - 1, :2].tolist())
-            if training.status or training.step == recipe.steps:
-                break
-            stopping = stop()  # read once: a signal between the save and the raise must not lose steps
-            if store and (stopping or time.monotonic() - saved > recipe.checkpoint_every_s):
-                save(model, optimiser, training, store)
-                saved = time.monotonic()
-            if stopping:
-                raise Unfinished(f"stopped by a signal after step {training.step} of {recipe.steps}")
-            if store and store.stop_file.exists():
-                training.status = "stopped_early"
+        while loop.training.status is None and not loop.training.over:
+            run_step(loop, loss_of, stop)
+    training = loop.training
     training.status = training.status or "completed"
     if store and training.seconds > recipe.checkpoint_every_s:
-        save(model, optimiser, training, store)  # a fault while results are written must not cost the training
+        save(loop)  # a fault while results are written must not cost the training
+        store.wait()
+    if average and training.status != "diverged":
+        average.apply()
     return training
 
 
-def take_step(model: nn.Module, optimiser: AdamW, loss_of: LossOf, recipe: Recipe, training: Training) -> None:
-    """One optimiser step, written into `training`; sets its status where the loss has diverged."""
-    rate = learning_rate(training.step, recipe.steps, recipe.learning_rate, recipe.warmup)
-    buffers = {name: value.clone() for name, value in model.named_buffers() if value.is_floating_point()}
-    loss = loss_of(range(training.step * recipe.batch, (training.step + 1) * recipe.batch))
-    model.zero_grad()
-    torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-    row = torch.stack((loss.detach(), norm)).double().cpu()
-    if row.isfinite().all():
-        optimiser.step(rate)
-    else:
-        row[:] = torch.nan
-        training.skipped += 1
-        for name, value in model.named_buffers():  # the running means of a norm are not finite either
-            if name in buffers:
-                value.copy_(buffers[name])
-    training.history[training.step, :3] = torch.tensor([row[0], rate, row[1]])
-    training.step += 1
-    if has_diverged(training, recipe):
+def run_step(loop: Loop, loss_of: LossOf, stop: Callable[[], bool]) -> None:
+    """One step and all that goes with it: history, divergence, validation, branches, checkpoints, a stop."""
+    training, recipe = loop.training, loop.recipe
+    number, step = training.now
+    leg = training.legs[number]
+    if leg.branch and not loop.trunk:
+        leave_trunk(loop)
+    rate = learning_rate(step, leg, recipe.steps, recipe.learning_rate, recipe.warmup, recipe.schedule)
+    parts = parts_of(recipe.batch, step, loop.world, loop.stepper.how.micro_batch)
+    moved = loop.stepper.take(loss_of, parts, rate, lambda: (stop(), *_votes(loop)))
+    if loop.hooks.after_step:
+        loop.hooks.after_step((step + 1) / recipe.steps)
+    _write_row(loop, training.branch(number), step, rate, moved)
+    if has_diverged(training, moved.loss, recipe.diverged_above, recipe.falls_to_nothing):
         training.status = "diverged"
+    stopping, due, stopped_early = moved.votes
+    if training.status is None:
+        _validate(loop, number, step + 1)
+    if loop.hooks.report:
+        loop.hooks.report(training.taken, moved.loss, rate)
+    if training.status or training.over:
+        return
+    if loop.store and (stopping or due):
+        save(loop)
+        loop.saved = time.monotonic()
+    if stopping:
+        if loop.store:
+            loop.store.wait()
+        raise Unfinished(f"stopped by a signal after step {training.taken} of {len(training.history)}")
+    if stopped_early:
+        training.status = "stopped_early"
 
 
-def has_diverged(training: Training, recipe: Recipe) -> bool:
-    """Whether too many steps were skipped, or the smoothed loss stands far above the lowest it has reached.
+def _votes(loop: Loop) -> tuple[bool, bool]:
+    """Whether the first process finds that a checkpoint is due, and that somebody has made a stop file."""
+    if loop.store is None or not loop.world.first:
+        return False, False
+    now = time.monotonic()
+    due, stopped = now - loop.saved > loop.recipe.checkpoint_every_s, False
+    if now - loop.looked > LOOKS_EVERY_S:
+        loop.looked, stopped = now, loop.store.stop_file.exists()
+    return due, stopped
 
-    A loss that can fall to nothing may rise tenfold from there: it diverges only above where it started, too.
-    """
-    if training.skipped > max(5, MAX_SKIPPED * recipe.steps):
-        return True
-    recent = training.losses[-SMOOTHED_STEPS:].nanmean().item()
-    training.lowest = min(training.lowest, recent)
-    limit = recipe.diverged_above * training.lowest
-    if recipe.falls_to_nothing:
-        finite = training.losses[training.losses.isfinite()]
-        limit = max(limit, finite[:SMOOTHED_STEPS].mean().item())
-    return recent > limit
+
+def _write_row(loop: Loop, branch: int, step: int, rate: float, moved: Moved) -> None:
+    training = loop.training
+    training.taken += 1
+    training.clips += moved.clips
+    training.skipped += moved.loss != moved.loss
+    training.seconds = time.monotonic() - loop.started
+    if (joules := loop.meter.energy_j()) is not None:
+        training.energy_j = loop.spent_j + joules
+    values = {
+        "branch": branch,
+        "step": step + 1,
+        "loss": moved.loss,
+        "learning_rate": rate,
+        "grad_norm": moved.norm,
+        "clips": training.clips,
+        "seconds": training.seconds,
+        "data_seconds": loop.hooks.stalled() if loop.hooks.stalled else 0.0,
+        "peak_memory_mb": loop.meter.peak_memory_mb(),
+        "energy_j": float("nan") if training.energy_j is None else training.energy_j,
+    }
+    training.write(**values)
+    if loop.hooks.sink:
+        loop.hooks.sink(training.taken, values)
+
+
+def _validate(loop: Loop, number: int, done: int) -> None:
+    """Score the weights where a validation is due, and at the end of a branch, whose state is then dropped."""
+    training, recipe, leg = loop.training, loop.recipe, loop.training.legs[number]
+    ends = leg.branch and done == leg.last
+    due = {round(recipe.steps * part / recipe.validations) for part in range(1, recipe.validations)}
+    if loop.hooks.judge and (ends or (not leg.branch and done in due)):
+        with loop.stepper.average.swapped() if loop.stepper.average else nullcontext():
+            judged = loop.hooks.judge()
+        if judged is not None:
+            training.write(val_loss=judged.val_loss, val_r2=judged.val_r2)
+            if ends:
+                point = {"branch": training.branch(number), "steps": done, "val_loss": judged.val_loss}
+                training.points.append(point | {"val_r2": judged.val_r2} | judged.rest)
+    if ends:
+        return_to_trunk(loop)
+
+
+def leave_trunk(loop: Loop) -> None:
+    """Keep the state aside that a branch starts from; in the memory of the CPU, so that a GPU holds it once."""
+    loop.trunk = {name: local(value).detach().to("cpu", copy=True) for name, value in loop.state.items()}
+    loop.training.aside = [loop.training.lowest, *loop.training.recent]
+
+
+def return_to_trunk(loop: Loop) -> None:
+    """Go on from the state that was kept aside, as if the branch had not been."""
+    for name, value in loop.state.items():
+        local(value).detach().copy_(loop.trunk[name])
+    loop.training.lowest, *loop.training.recent = loop.training.aside
+    loop.trunk, loop.training.aside = {}, []
 
 
 @contextmanager
@@ -167,27 +277,43 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def save(model: nn.Module, optimiser: AdamW, training: Training, store: Store) -> None:
-    """Write everything that a bitwise identical continuation needs."""
-    tensors: Tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"optimiser/{name}": value for name, value in optimiser.state.items()}
-    tensors["history"] = training.history[: training.step]
-    numbers = {name: getattr(training, name) for name in ("step", "skipped", "lowest", "seconds", "status")}
-    store.save(training.step, tensors, numbers)
+def save(loop: Loop) -> None:
+    """Hand everything that a bitwise identical continuation needs to the writer; only the first process writes."""
+    training, world = loop.training, loop.world
+    tensors = whole(loop.state, world, like=_placed(loop))
+    trunk = whole(loop.trunk, world, like=_placed(loop))
+    if not loop.store or tensors is None or trunk is None:
+        return
+    tensors |= {f"trunk/{name}": value for name, value in trunk.items()}
+    tensors["history"] = training.history[: training.taken].clone()
+    loop.store.save_later(training.taken, tensors, {name: getattr(training, name) for name in COUNTERS})
 
 
-def resume(model: nn.Module, optimiser: AdamW, recipe: Recipe, store: Store | None) -> Training:
-    """Load the last checkpoint into model and optimiser; a fresh `Training` where there is none."""
-    history = torch.full((recipe.steps, len(COLUMNS)), torch.nan, dtype=torch.float64)
-    found = store.load() if store else None
+def resume(loop: Loop) -> None:
+    """Load the last checkpoint, where there is one."""
+    found = loop.store.load() if loop.store else None
     if found is None:
-        return Training(history)
+        return
     tensors, numbers = found
-    model.load_state_dict(_under("model/", tensors))
-    optimiser.load(_under("optimiser/", tensors))
-    history[: numbers["step"]] = tensors["history"]
-    return Training(history, **numbers)
+    training = replace(loop.training, **numbers)
+    training.history[: training.taken] = tensors.pop("history")
+    trunk = {name.removeprefix("trunk/"): tensors.pop(name) for name in list(tensors) if name.startswith("trunk/")}
+    if trunk:
+        fill(loop.state, trunk, _placed(loop))
+        loop.trunk = {name: local(value).detach().to("cpu", copy=True) for name, value in loop.state.items()}
+    fill(loop.state, tensors, _placed(loop))
+    loop.training = training
 
 
-def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _placed(loop: Loop) -> dict[str, Tensor]:
+    """The parameter that says how each part of the state is shared out among processes, by the state's name."""
+    if not loop.stepper.how.sharded:
+        return {}
+    parameters = dict(loop.stepper.learner.named_parameters())
+    places: dict[str, Tensor] = {}
+    for name in loop.state:
+        kind, rest = name.split("/", 1)
+        moment, owner = rest.split(".", 1) if kind == "optimiser" else ("", rest)
+        if owner in parameters and moment != "steps":
+            places[name] = parameters[owner]
+    return places

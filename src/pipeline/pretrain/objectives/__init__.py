@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,11 @@ from pipeline.models import build, describe
 from pipeline.models.encoder import VoxelEncoder
 from pipeline.models.learners.contrastive import Contrastive
 from pipeline.models.learners.reconstruction import MaskedReconstruction, Reconstructor
-from pipeline.pretrain.objectives.batch import Objective
+from pipeline.pretrain.objectives.batch import Batch, Objective, Total
 from pipeline.pretrain.objectives.contrastive import ContrastiveObjective
 from pipeline.pretrain.objectives.jepa import BlockMasks, JepaObjective
 from pipeline.pretrain.objectives.phases import PhasesObjective
-from pipeline.pretrain.objectives.reconstruction import Hide, Loss, MaskedObjective
+from pipeline.pretrain.objectives.reconstruction import Hide, Loss, MaskedObjective, masked_total
 
 
 def build_learner(model: str, spec: Mapping[str, Any], objective: str | None = None) -> nn.Module:
@@ -70,3 +71,21 @@ def objective_of(
         raise InputError("objective_options", f"what it cannot take: {wrong}", f"options of {name}", hint) from wrong
     hint = "Such a system learns from labels; the grid holds what learns without them."
     raise InputError("objective", f"'{name}'", "one that needs no labels", hint)
+
+
+def drawn(objective: Objective, batch: Batch) -> Batch:
+    """The batch with its masks: one of 80,000 tokens takes 3 ms, which a GPU should not wait for."""
+    return replace(batch, hidden=objective.hidden(batch)) if isinstance(objective, MaskedObjective) else batch
+
+
+def is_additive(objective: Objective) -> bool:
+    """Whether the loss of a batch is a mean over its clips, so that parts of it may be computed apart."""
+    return not isinstance(objective, ContrastiveObjective)
+
+
+def total_of(objective: Objective, batch: Batch) -> Total:
+    """Loss of a batch as a sum: over hidden values where these are predicted, over clips elsewhere."""
+    if isinstance(objective, MaskedObjective):
+        return masked_total(objective.reconstruct(batch), objective.error)
+    clips = len(batch.clip)
+    return Total(objective.loss(batch) * clips, clips)

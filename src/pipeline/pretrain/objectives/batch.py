@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Batch:
     progress : how far the training is, 0 at its first step, 1 at its end.
     inside : which values are real, `(*tokens, P)` as the learner's `patchify` lays them out: 0 outside the brain.
     pair : a second clip of the same run that does not overlap the first; only where the objective compares clips.
+    hidden : masks that were drawn ahead (`objectives.drawn`); None: they are drawn when the loss is taken.
     target : what a supervised objective predicts, one row a clip.
     person : whose clip each is, a number a person, `(B,)`; samples of one person are never each other's negatives;
         None: all different.
@@ -37,6 +38,14 @@ class Batch:
     pair: Tensor | None = None
     target: Tensor | None = None
     person: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+class Total(NamedTuple):
+    """A loss as a sum and what it is divided by, so that those of parts of a batch add up."""
+
+    total: Tensor
+    weight: Tensor | float
 
 
 class Objective(Protocol):

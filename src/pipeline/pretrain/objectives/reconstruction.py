@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.learners.reconstruction import Reconstructor
-from pipeline.pretrain.objectives.batch import Batch
+from pipeline.pretrain.objectives.batch import Batch, Total
 
 Loss = Literal["mse", "l1"]
 Hide = Callable[[np.random.Generator], Tensor]  # draw of a sample -> its hidden tokens, True where hidden
@@ -52,11 +52,17 @@ def reconstruct(learner: Reconstructor, clip: Tensor, hidden: Tensor, inside: Te
     return Reconstruction(clip_M, predicted_MP * inside_MP, true_MP * inside_MP, inside_MP, features)
 
 
+def masked_total(found: Reconstruction, loss: Loss) -> Total:
+    """Summed error over hidden values inside the brain, and their number."""
+    error_MP = found.predicted_MP.float() - found.true_MP
+    total = error_MP.square().sum() if loss == "mse" else error_MP.abs().sum()
+    return Total(total, found.inside_MP.sum())
+
+
 def masked_loss(found: Reconstruction, loss: Loss) -> Tensor:
     """Mean error over hidden values inside the brain."""
-    error_MP = found.predicted_MP - found.true_MP
-    total = error_MP.square().sum() if loss == "mse" else error_MP.abs().sum()
-    return total / found.inside_MP.sum()
+    total, weight = masked_total(found, loss)
+    return total / weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +73,15 @@ class MaskedObjective:
     hide: Hide
     error: Loss = "mse"
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """Which tokens of a batch are hidden; drawn once, as draws move on."""
+        if batch.hidden is not None:
+            return batch.hidden
+        return torch.stack([self.hide(draw) for draw in batch.draws]).to(batch.clip.device)
+
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """What the learner predicts for the tokens hidden in a batch."""
-        hidden = torch.stack([self.hide(draw) for draw in batch.draws]).to(batch.clip.device)
-        return reconstruct(self.learner, batch.clip, hidden, batch.inside)
+        return reconstruct(self.learner, batch.clip, self.hidden(batch), batch.inside)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean error over hidden values inside the brain."""

@@ -1,0 +1,303 @@
+"""What the training loop takes beside forward, backward and optimiser: the loop itself, waiting for clips, checkpoints.
+
+    python benchmarks/bench_training.py                     # sizes of the demo and a checkpoint, some minutes
+    python benchmarks/bench_training.py --only checkpoint --folder /scratch
+    python benchmarks/bench_training.py --only gpu          # 9 M, 66 M and 264 M; with --tiny the same path on a CPU
+
+Every size is trained as a cell is, by `pipeline.pretrain.stage.run_cell` on shards, and beside it runs a bare loop:
+forward, backward and optimiser of the same learner on one batch that lies ready. Rounds of both alternate; of each,
+the median step of a round counts, and of the rounds the fastest, so that a busy machine disturbs less.
+The overhead is what a step of the cell takes longer than one of the bare loop, as a share of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.artefact import read_json, write_json
+from pipeline.bold.shards import voxel_geometry, write_shard
+from pipeline.bold.template import build_template, load_template, save_template
+from pipeline.config import Study, load_study
+from pipeline.grid import Cell
+from pipeline.models.ladder import ladder
+from pipeline.pretrain.blocks import compile_blocks, precision
+from pipeline.pretrain.checkpoint import Store
+from pipeline.pretrain.lesson import Lesson, prepare, training_samples
+from pipeline.pretrain.objectives import drawn
+from pipeline.pretrain.objectives.batch import Batch
+from pipeline.pretrain.optimiser import Optimiser
+from pipeline.pretrain.people import People, choose_people
+from pipeline.pretrain.plan import make_plan
+from pipeline.pretrain.rasters import raster_of
+from pipeline.pretrain.stage import run_cell
+from pipeline.pretrain.state import whole
+
+DEMO = Path(__file__).resolve().parents[1] / "config/demo.yaml"
+ROUNDS, STEPS, PEOPLE, FRAMES = 5, 60, 8, 160
+INTERVAL_S = 1800.0  # between checkpoints
+PARAMETERS = 66_000_000
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A40": 149.7}  # dense bf16, by the vendor
+GPU_SIZES = {"w36": 16, "w96": 8, "w192": 4}  # 9 M, 66 M, 264 M, and clips a step
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A study with the shards of its people, and the architectures of which cells are trained."""
+
+    study: Study
+    root: Path
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "manifests": {"simulated": self.root / "manifest.json"},
+            "draws": self.root / "draws.json",
+            "evaluation_set": self.root / "evaluation_set.json",
+        }
+
+    def train(self, cell: Cell, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Train a cell; its history and summary."""
+        template = self.root / "template"
+        run_cell(self.study, cell, template, **self.inputs, **_nothing(), output_folder=folder, state_root=folder / "s")
+        return pd.read_parquet(folder / "history.parquet"), read_json(folder / "summary.json")
+
+    def lesson(self, cell: Cell) -> tuple[Lesson, Batch]:
+        """The learner that `train` would train, and a batch that lies ready."""
+        people: People = choose_people(self.study, cell, **self.inputs)
+        template = load_template(self.root / "template")
+        plan = make_plan(self.study, cell, template, people, 1e-3)
+        lesson = prepare(self.study, plan, raster_of(plan.metadata, template, None, device()))
+        samples = training_samples(lesson, people.trained)
+        batch = samples.batch(range(plan.recipe.batch))
+        return lesson, drawn(lesson.objective(plan.masks["ratio"]), batch)
+
+
+def _nothing() -> dict[str, None]:
+    return {"learning_rate_file": None}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_bench(root: Path, changes: Mapping[str, Any]) -> Bench:
+    """Shards of noise: `PEOPLE` to pretrain on and one held out, a run each."""
+    study, rng = load_study(DEMO, dict(changes)), np.random.default_rng(0)
+    template = build_template(study.template)
+    save_template(template, root / "template")
+    runs = []
+    for person in range(PEOPLE + 1):
+        name = {"dataset": "simulated", "subject": f"p{person}", "session": "1", "run": "1"}
+        bold_TV = 100 + rng.standard_normal((FRAMES, template.voxels), dtype=np.float32)
+        facts = {"tr_s": 1.5, "dropped": 0, "censoring": "none", "denoising": "none", "resampling": "none"}
+        entry = write_shard(root / f"p{person}", bold_TV, {**name, **facts}, geometry=voxel_geometry(template))
+        runs.append({**name, **entry, "mean_fd_mm": 0.1, "overlap": 0.9, "content": str(person)})
+    write_json(root / "manifest.json", {"runs": runs})
+    write_json(root / "draws.json", {"0": [f"simulated/p{person}" for person in range(PEOPLE)]})
+    write_json(root / "evaluation_set.json", {"people": {"simulated": [f"p{PEOPLE}"]}, "hash": ""})
+    return Bench(study, root)
+
+
+def row(what: str, *numbers: str) -> None:
+    print(f"{what:34} " + " ".join(f"{number:>13}" for number in numbers), flush=True)
+
+
+# --- a cell beside a bare loop -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """Of the fastest round."""
+
+    cell_s: float = math.inf  # a step of the cell
+    bare_s: float = math.inf  # a step of the bare loop
+    stalled: float = math.nan  # share of a step that waits for clips
+    clips_per_s: float = math.nan
+    flops_per_clip: float = math.nan  # of a training step
+    parameters: int = 0
+
+    @property
+    def overhead(self) -> float:
+        return 1 - self.bare_s / self.cell_s
+
+
+def measure(bench: Bench, cell: Cell, rounds: int) -> Measured:
+    """Alternate the cell and the bare loop."""
+    found = Measured()
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(dir=bench.root) as folder:
+            history, summary = bench.train(cell, Path(folder))
+        found.bare_s = min(found.bare_s, bare_step_s(bench, cell))
+        late = history.iloc[len(history) // 4 :]  # what is compiled or allocated once lies before
+        seconds, stalled = (late[name].diff().iloc[1:] for name in ("seconds", "data_seconds"))
+        if (step_s := float(seconds.median())) < found.cell_s:
+            found.cell_s, found.stalled = step_s, float(stalled.sum() / seconds.sum())
+            found.clips_per_s = summary["batch_clips"] / step_s
+    found.flops_per_clip = summary["train_flops"] / (len(history) * summary["batch_clips"])
+    found.parameters = summary["parameters"]
+    return found
+
+
+def bare_step_s(bench: Bench, cell: Cell) -> float:
+    """Median seconds of forward, backward and optimiser on one batch."""
+    lesson, batch = bench.lesson(cell)
+    plan, learner = lesson.plan, lesson.learner.train()
+    objective, optimiser = lesson.objective(plan.masks["ratio"]), Optimiser(learner, plan.recipe.weight_decay)
+    if bench.study.compute.compile:
+        compile_blocks(learner)
+    seconds = []
+    for _ in range(plan.recipe.steps):
+        synchronise()
+        started = time.perf_counter()
+        with precision(plan.precision, device()):
+            loss = objective.loss(batch)
+        learner.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step(1e-3)
+        synchronise()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[len(seconds) // 4 :])
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def overhead(root: Path, rounds: int) -> None:
+    """Every rung of the demo, both architectures."""
+    torch.set_num_threads(1)  # as `compute.threads` of the demo; the other core is for the threads that read
+    bench = make_bench(root, {"pretrain": {"steps": STEPS, "validation_people": 1}})
+    row("sizes of the demo, one thread", "parameters", "bare loop", "cell", "overhead", "waits for data")
+    for architecture in bench.study.architectures:
+        for size in bench.study.architectures[architecture].sizes:
+            found = measure(bench, Cell(architecture, size, PEOPLE, FRAMES), rounds)
+            times = f"{1e3 * found.bare_s:.2f} ms", f"{1e3 * found.cell_s:.2f} ms"
+            row(
+                f"{architecture} {size}",
+                f"{found.parameters:,}",
+                *times,
+                f"{found.overhead:.1%}",
+                f"{found.stalled:.1%}",
+            )
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def checkpoints(root: Path, parameters: int) -> None:
+    """Weights and two moments in float32: what the training waits for, and what a thread does meanwhile."""
+    blocks = 40
+    state = {
+        f"{kind}.{block}": torch.randn(parameters // blocks) for kind in ("w", "m", "v") for block in range(blocks)
+    }
+    state = {name: value.to(device()) for name, value in state.items()}
+    store, size_gb = (
+        Store(root / "state", {"cell_hash": "bench"}),
+        sum(4 * value.numel() for value in state.values()) / 1e9,
+    )
+    copied_s, handed_s, whole_s = [], [], []
+    for step in range(3):
+        synchronise()
+        started = time.perf_counter()
+        copies = whole(state)
+        copied_s.append(time.perf_counter() - started)
+        assert copies is not None
+        started = time.perf_counter()
+        store.save_later(step, copies, {"step": step})
+        handed_s.append(time.perf_counter() - started)
+        del copies
+        store.wait()
+        whole_s.append(time.perf_counter() - started + copied_s[-1])
+    started = time.perf_counter()
+    store.load()
+    load_s = time.perf_counter() - started
+    blocking, total = median(copied_s) + median(handed_s), median(whole_s)
+    row("a checkpoint", "GB", "blocks", "in all", "blocks : all", "of 30 minutes", "loads in")
+    shares = f"{blocking / total:.2f}", f"{blocking / INTERVAL_S:.3%}"
+    row(
+        f"{parameters / 1e6:g} M parameters, AdamW",
+        f"{size_gb:.2f}",
+        f"{blocking:.2f} s",
+        f"{total:.2f} s",
+        *shares,
+        f"{load_s:.2f} s",
+    )
+    store.clear()
+
+
+# --- a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def gpu(root: Path, rounds: int, tiny: bool) -> None:
+    """Clips/s, model FLOPs utilisation and waiting for data; with `tiny`, a narrow model on few voxels."""
+    sizes = {"w12": 2} if tiny else GPU_SIZES
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    peak = next((number for key, number in PEAK_TFLOPS.items() if key in name), math.nan)
+    print(f"{name}: swift_v2, bf16{'' if tiny else ', torch.compile, clips of 96 x 108 x 96 voxels and 20 frames'}")
+    row("size", "parameters", "bare loop", "cell", "overhead", "waits for data", "clips/s", "utilisation")
+    for size, clips in sizes.items():
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            bench = make_bench(Path(folder), gpu_settings(size, clips, tiny))
+            try:
+                found = measure(bench, Cell("swift_v2", size, PEOPLE, FRAMES), rounds)
+            except torch.OutOfMemoryError:
+                row(f"{size}, {clips} clips", "too large")
+                continue
+        used = found.clips_per_s * found.flops_per_clip / 1e12 / peak
+        times = f"{1e3 * found.bare_s:.1f} ms", f"{1e3 * found.cell_s:.1f} ms"
+        shares = f"{found.overhead:.1%}", f"{found.stalled:.1%}", f"{found.clips_per_s:.1f}", f"{used:.1%}"
+        row(f"{size}, {clips} clips a step", f"{found.parameters:,}", *times, *shares)
+
+
+def gpu_settings(size: str, clips: int, tiny: bool) -> dict[str, Any]:
+    """Changes to the demo that make it a cell of the paper."""
+    changes: dict[str, Any] = {"pretrain": {"steps": 20, "batch_clips": clips, "precision": "bfloat16"}}
+    changes["pretrain"]["validation_people"] = 1
+    if not tiny:
+        changes["template"] = {"resolution_mm": 2, "shape": [96, 108, 96]}
+        rung: dict[str, Any] = dict(ladder(int(size[1:])))
+        sizes = {size: {name: list(value) if isinstance(value, tuple) else value for name, value in rung.items()}}
+        changes["architectures"] = {"swift_v2": {"sizes": sizes, "options": {}}}
+        changes["compute"] = {"compile": True, "loaders": 8}
+    return changes
+
+
+SECTIONS = ("overhead", "checkpoint", "gpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--parameters", type=int, default=PARAMETERS, help="of the checkpoint")
+    parser.add_argument("--tiny", action="store_true", help="section gpu with a narrow model on few voxels")
+    parser.add_argument("--folder", default=None, help="where the temporary folder is made")
+    asked = parser.parse_args()
+    chosen = asked.only or [name for name in SECTIONS if name != "gpu" or torch.cuda.is_available()]
+    with tempfile.TemporaryDirectory(dir=asked.folder) as made:
+        root = Path(made)
+        if "overhead" in chosen:
+            overhead(root, asked.rounds)
+        if "checkpoint" in chosen:
+            checkpoints(root, asked.parameters)
+        if "gpu" in chosen:
+            gpu(root, min(asked.rounds, 2), asked.tiny)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    main()

@@ -1,0 +1,79 @@
+"""What is done to the blocks of a learner so that it fits or is faster: recomputed, compiled, or in half the precision.
+
+A block is a member of an `nn.ModuleList` with maps inside and no further list of blocks: an attention block, a Mamba
+layer. Names of parameters stay as they are, so that checkpoints do not depend on any of this.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.models.mup import MAPS
+
+Precision = Literal["float32", "bfloat16"]
+SHAPES_A_BLOCK = 4  # training and validation, each with a last part that is smaller
+
+
+def blocks_of(learner: nn.Module) -> list[nn.Module]:
+    """The blocks of a learner, in the order of its modules."""
+    lists = [module for module in learner.modules() if isinstance(module, nn.ModuleList)]
+    members = dict.fromkeys(member for each in lists for member in each)
+    return [member for member in members if _is_block(member)]
+
+
+def _is_block(member: nn.Module) -> bool:
+    """A single map is none: to compute it again saves nothing, for it keeps only its input."""
+    inner = [module for module in member.modules() if module is not member]
+    return any(isinstance(each, MAPS) for each in inner) and not any(isinstance(each, nn.ModuleList) for each in inner)
+
+
+def checkpoint_blocks(learner: nn.Module) -> None:
+    """Keep of each block only what enters it, and compute the rest again in the backward pass.
+
+    Gradients stay bit for bit the same, for dropout is drawn again from the same state. A step takes a third more
+    operations, and memory for one block where it had all. Count operations before: they are then counted twice.
+
+    Source: Chen et al. (2016), Training deep nets with sublinear memory cost.
+    """
+    for block in blocks_of(learner):
+        # A method of the instance: it moves along where the block is copied, and leaves parameters their names.
+        block.forward = MethodType(_computed_again, block)
+
+
+def _computed_again(block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    forward = type(block).forward
+    if not torch.is_grad_enabled():
+        return forward(block, *arguments, **keywords)
+    return checkpoint(forward, block, *arguments, use_reentrant=False, **keywords)
+
+
+def compile_blocks(learner: nn.Module, backend: str = "inductor") -> None:
+    """Compile each block on its own when it first runs: one graph serves all blocks of a kind and a shape.
+
+    Call it after `checkpoint_blocks`. The first step takes longer, by seconds a kind; losses agree to rounding.
+    """
+    from torch._dynamo import config  # 1.4 s, which who does not compile never pays
+
+    blocks = blocks_of(learner)
+    # Stages differ in their shapes, and the limit counts all of a class together; behind it torch compiles no more.
+    config.recompile_limit = max(config.recompile_limit, SHAPES_A_BLOCK * len(blocks))
+    for block in blocks:
+        block.compile(backend=backend, dynamic=False)
+
+
+def precision(name: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Inside the block, products of matrices and convolutions are in this precision.
+
+    With bfloat16 weights, their gradients, sums and losses stay float32, and so does what enters a model: only what
+    enters a product is rounded. Weights are rounded at each use; torch's cache of them would hand those that were
+    rounded without gradients to a pass that needs theirs.
+    """
+    if name == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

@@ -1,0 +1,130 @@
+"""One optimiser step: the parts of a batch, their gradients added up, clipped, applied, or skipped.
+
+Gradients are of sums, and are divided by the summed weight at the end, so that the same number comes out however the
+batch is cut into parts and shared out among processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from pipeline.pretrain.average import Average
+from pipeline.pretrain.distributed import (
+    World,
+    accumulate,
+    average_buffers,
+    gradient_norm,
+    scale_gradients,
+    sum_gradients,
+)
+from pipeline.pretrain.objectives.batch import Total
+from pipeline.pretrain.optimiser import Optimiser
+
+LossOf = Callable[[range], Total | Tensor]  # sample positions -> their loss; a tensor is the mean over them
+
+
+@dataclass(frozen=True)
+class How:
+    """Settings that change how fast a step is, and its numbers by rounding alone.
+
+    Attributes
+    ----------
+    micro_batch : clips that a process computes at once; None: all of its share.
+    sharded : whether each process holds a part of the weights (FSDP2).
+    """
+
+    micro_batch: int | None = None
+    sharded: bool = False
+
+
+class Moved(NamedTuple):
+    """What a step came to: mean loss and gradient norm (both NaN where it was skipped), samples, votes of all ranks."""
+
+    loss: float
+    norm: float
+    clips: int
+    votes: list[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Stepper:
+    """What takes steps: a learner with what moves it."""
+
+    learner: nn.Module
+    optimiser: Optimiser
+    average: Average | None
+    clip_norm: float
+    world: World
+    how: How
+    root: nn.Module  # whose forward pass FSDP2 watches; the learner itself elsewhere
+
+    def take(self, loss_of: LossOf, parts: list[range], rate: float, votes: Callable[[], Sequence[bool]]) -> Moved:
+        """Take one step; `votes` are asked of this process after its gradients, and come back true where any said so.
+
+        A step whose loss or gradient is not finite moves nothing, running means included.
+        """
+        buffers = {name: value.clone() for name, value in self.learner.named_buffers() if value.is_floating_point()}
+        total, weight = self._gradients(loss_of, parts)
+        clips = sum(map(len, parts))
+        said = self.world.sum(torch.stack([total, weight, *map(total.new_tensor, (clips, *votes()))]).double())
+        if not self.how.sharded:
+            sum_gradients(self._parameters, self.world)
+        loss, divisor = said[0] / said[1], said[1].item()
+        norm = gradient_norm(self._parameters, self.world) / divisor
+        row = torch.stack((loss, norm.to(loss))).tolist()
+        finite = row[0] - row[0] == 0 == row[1] - row[1]
+        if finite:
+            scale_gradients(self._parameters, min(1.0, self.clip_norm / (row[1] + 1e-6)) / divisor)
+            self.optimiser.step(rate)
+            if self.average:
+                self.average.update()
+            average_buffers(self.learner, self.world)
+        else:
+            row = [float("nan")] * 2
+            for name, value in self.learner.named_buffers():
+                if name in buffers:
+                    value.copy_(buffers[name])
+        return Moved(row[0], row[1], round(said[2].item()), [bool(vote) for vote in said[3:].tolist()])
+
+    def _gradients(self, loss_of: LossOf, parts: list[range]) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of the summed loss in the parameters; the sum, and what it is to be divided by."""
+        self.learner.zero_grad(set_to_none=True)
+        totals, weights = [], []
+        for number, positions in enumerate(parts):
+            accumulate(self.root, last=number == len(parts) - 1)
+            found = loss_of(positions)
+            if not isinstance(found, Total):
+                found = Total(found * len(positions), len(positions))
+            torch.autograd.backward(found.total)
+            totals.append(found.total.detach())
+            weights.append(torch.as_tensor(found.weight, device=found.total.device, dtype=totals[-1].dtype))
+        return torch.stack(totals).sum(), torch.stack(weights).sum()
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [value for value in self.learner.parameters() if value.grad is not None]
+
+
+def parts_of(batch: int, step: int, world: World, micro_batch: int | None) -> list[range]:
+    """Sample positions that this process sees at a step, in parts that are computed at once.
+
+    The parts of a step are the same however many processes share them, so that what is drawn by part is the same too.
+
+    Raises
+    ------
+    InputError : the batch cannot be shared out evenly.
+    """
+    share, left = divmod(batch, world.size)
+    size = micro_batch or share
+    if left or share % size:
+        found = f"{batch} clips, {world.size} process(es), {micro_batch or 'no'} micro batch"
+        hint = "Change pretrain.batch_clips, compute.gpus, compute.nodes or compute.micro_batch_clips."
+        raise InputError("pretrain.batch_clips", found, "a batch that divides evenly", hint)
+    start = step * batch + world.rank * share
+    return [range(at, at + size) for at in range(start, start + share, size)]
