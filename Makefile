@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo smoke test lint format bench clean
+.PHONY: help demo smoke test slurm-test lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,8 +27,15 @@ smoke: $(VENV)/.installed ## the demo with fewer cells, for CI
 	snakemake all --cores $(CORES) --configfile config/demo.yaml config/smoke.yaml --show-failed-logs --quiet rules host
 	pipeline truths --print results/smoke/tables/truths.parquet
 
-test: $(VENV)/.installed ## every test
-	pytest --numprocesses $(CORES) --dist loadgroup
+test: $(VENV)/.installed ## every test that needs no cluster
+	pytest --numprocesses $(CORES) --dist loadgroup --ignore tests/slurm
+
+# Without root or apt-get nothing is installed, and the tests skip, saying why. They wait more than they compute: eight at
+# a time. The list of jobs of Figure 4 is printed at the end.
+slurm-test: $(VENV)/.installed ## training on a real SLURM of one node: preempted, killed, out of time (root, Debian)
+	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || { apt-get -q update \
+	&& DEBIAN_FRONTEND=noninteractive apt-get -q --yes install --no-install-recommends slurm-wlm munge; }
+	pytest tests/slurm --numprocesses 8 --verbose -rP --durations 0
 
 lint: $(VENV)/.installed ## style, types, layers, workflow
 	ruff check .

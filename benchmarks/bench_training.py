@@ -4,10 +4,10 @@
     python benchmarks/bench_training.py --only checkpoint --folder /scratch
     python benchmarks/bench_training.py --only gpu          # 9 M, 66 M and 264 M; with --tiny the same path on a CPU
 
-Every size is trained as a cell is, by `pipeline.pretrain.stage.run_cell` on shards, and beside it runs a bare loop:
-forward, backward and optimiser of the same learner on one batch that lies ready. Rounds of both alternate; of each,
-the median step of a round counts, and of the rounds the fastest, so that a busy machine disturbs less.
-The overhead is what a step of the cell takes longer than one of the bare loop, as a share of the step.
+Every size is trained as a cell is, by `pipeline.pretrain.stage.run_cell` on shards. After each of its steps comes one
+of a bare loop: forward, backward and optimiser of the same learner on one batch that lies ready. As both alternate step
+by step, a busy machine disturbs them alike. The overhead is the median over steps of what the cell's takes longer, as a
+share of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from pipeline.bold.template import build_template, load_template, save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell
 from pipeline.models.ladder import ladder
+from pipeline.pretrain import trainer
 from pipeline.pretrain.blocks import compile_blocks, precision
 from pipeline.pretrain.checkpoint import Store
 from pipeline.pretrain.lesson import Lesson, prepare, training_samples
@@ -46,7 +48,7 @@ from pipeline.pretrain.stage import run_cell
 from pipeline.pretrain.state import whole
 
 DEMO = Path(__file__).resolve().parents[1] / "config/demo.yaml"
-ROUNDS, STEPS, PEOPLE, FRAMES = 5, 60, 8, 160
+STEPS, PEOPLE, FRAMES = 110, 8, 160
 INTERVAL_S = 1800.0  # between checkpoints
 PARAMETERS = 66_000_000
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A40": 149.7}  # dense bf16, by the vendor
@@ -118,58 +120,32 @@ def row(what: str, *numbers: str) -> None:
 # --- a cell beside a bare loop -------------------------------------------------------------------------------------
 
 
-@dataclass
-class Measured:
-    """Of the fastest round."""
+class Bare:
+    """Forward, backward and optimiser on one batch, and nothing else."""
 
-    cell_s: float = math.inf  # a step of the cell
-    bare_s: float = math.inf  # a step of the bare loop
-    stalled: float = math.nan  # share of a step that waits for clips
-    clips_per_s: float = math.nan
-    flops_per_clip: float = math.nan  # of a training step
-    parameters: int = 0
+    def __init__(self, bench: Bench, cell: Cell) -> None:
+        lesson, self.batch = bench.lesson(cell)
+        self.plan, self.learner = lesson.plan, lesson.learner.train()
+        self.objective = lesson.objective(self.plan.masks["ratio"])
+        self.optimiser = Optimiser(self.learner, self.plan.recipe.weight_decay)
+        if bench.study.compute.compile:
+            compile_blocks(self.learner)
 
-    @property
-    def overhead(self) -> float:
-        return 1 - self.bare_s / self.cell_s
-
-
-def measure(bench: Bench, cell: Cell, rounds: int) -> Measured:
-    """Alternate the cell and the bare loop."""
-    found = Measured()
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory(dir=bench.root) as folder:
-            history, summary = bench.train(cell, Path(folder))
-        found.bare_s = min(found.bare_s, bare_step_s(bench, cell))
-        late = history.iloc[len(history) // 4 :]  # what is compiled or allocated once lies before
-        seconds, stalled = (late[name].diff().iloc[1:] for name in ("seconds", "data_seconds"))
-        if (step_s := float(seconds.median())) < found.cell_s:
-            found.cell_s, found.stalled = step_s, float(stalled.sum() / seconds.sum())
-            found.clips_per_s = summary["batch_clips"] / step_s
-    found.flops_per_clip = summary["train_flops"] / (len(history) * summary["batch_clips"])
-    found.parameters = summary["parameters"]
-    return found
-
-
-def bare_step_s(bench: Bench, cell: Cell) -> float:
-    """Median seconds of forward, backward and optimiser on one batch."""
-    lesson, batch = bench.lesson(cell)
-    plan, learner = lesson.plan, lesson.learner.train()
-    objective, optimiser = lesson.objective(plan.masks["ratio"]), Optimiser(learner, plan.recipe.weight_decay)
-    if bench.study.compute.compile:
-        compile_blocks(learner)
-    seconds = []
-    for _ in range(plan.recipe.steps):
-        synchronise()
-        started = time.perf_counter()
-        with precision(plan.precision, device()):
-            loss = objective.loss(batch)
-        learner.zero_grad()
+    def step(self) -> None:
+        with precision(self.plan.precision, device()):
+            loss = self.objective.loss(self.batch)
+        self.learner.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step(1e-3)
-        synchronise()
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[len(seconds) // 4 :])
+        self.optimiser.step(1e-3)
+
+
+def timed(call: Callable[..., None], *given: Any) -> float:
+    """Seconds of a call."""
+    synchronise()
+    started = time.perf_counter()
+    call(*given)
+    synchronise()
+    return time.perf_counter() - started
 
 
 def synchronise() -> None:
@@ -177,22 +153,49 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def overhead(root: Path, rounds: int) -> None:
+@dataclass
+class Measured:
+    """Seconds of the steps of a cell and of the bare loop, in pairs, and of the cell's waiting for data."""
+
+    cell_s: np.ndarray
+    bare_s: np.ndarray
+    stalled_s: np.ndarray
+    parameters: int
+
+    @property
+    def overhead(self) -> float:
+        return float(np.median(1 - self.bare_s / self.cell_s))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        times = f"{1e3 * np.median(self.bare_s):.2f} ms", f"{1e3 * np.median(self.cell_s):.2f} ms"
+        stalled = self.stalled_s.sum() / self.cell_s.sum()
+        return f"{self.parameters:,}", *times, f"{self.overhead:.1%}", f"{stalled:.1%}"
+
+
+def measure(bench: Bench, cell: Cell) -> Measured:
+    """Train a cell with a step of the bare loop after each of its own."""
+    bare, run_step, cell_s, bare_s = Bare(bench, cell), trainer.run_step, [], []
+
+    def both(*given: Any) -> None:
+        cell_s.append(timed(run_step, *given))
+        bare_s.append(timed(bare.step))
+
+    with tempfile.TemporaryDirectory(dir=bench.root) as folder, patch.object(trainer, "run_step", both):
+        history, summary = bench.train(cell, Path(folder))
+    late = slice(len(cell_s) // 4, None)  # what is compiled or allocated once lies before
+    stalled_s = np.diff(history["data_seconds"], prepend=0.0)
+    return Measured(np.array(cell_s)[late], np.array(bare_s)[late], stalled_s[late], summary["parameters"])
+
+
+def overhead(root: Path, steps: int) -> None:
     """Every rung of the demo, both architectures."""
     torch.set_num_threads(1)  # as `compute.threads` of the demo; the other core is for the threads that read
-    bench = make_bench(root, {"pretrain": {"steps": STEPS, "validation_people": 1}})
+    bench = make_bench(root, {"pretrain": {"steps": steps, "validation_people": 1}})
     row("sizes of the demo, one thread", "parameters", "bare loop", "cell", "overhead", "waits for data")
     for architecture in bench.study.architectures:
         for size in bench.study.architectures[architecture].sizes:
-            found = measure(bench, Cell(architecture, size, PEOPLE, FRAMES), rounds)
-            times = f"{1e3 * found.bare_s:.2f} ms", f"{1e3 * found.cell_s:.2f} ms"
-            row(
-                f"{architecture} {size}",
-                f"{found.parameters:,}",
-                *times,
-                f"{found.overhead:.1%}",
-                f"{found.stalled:.1%}",
-            )
+            row(f"{architecture} {size}", *measure(bench, Cell(architecture, size, PEOPLE, FRAMES)).numbers)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def checkpoints(root: Path, parameters: int) -> None:
 # --- a GPU ---------------------------------------------------------------------------------------------------------
 
 
-def gpu(root: Path, rounds: int, tiny: bool) -> None:
+def gpu(root: Path, tiny: bool) -> None:
     """Clips/s, model FLOPs utilisation and waiting for data; with `tiny`, a narrow model on few voxels."""
     sizes = {"w12": 2} if tiny else GPU_SIZES
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -253,19 +256,26 @@ def gpu(root: Path, rounds: int, tiny: bool) -> None:
         with tempfile.TemporaryDirectory(dir=root) as folder:
             bench = make_bench(Path(folder), gpu_settings(size, clips, tiny))
             try:
-                found = measure(bench, Cell("swift_v2", size, PEOPLE, FRAMES), rounds)
+                found = measure(bench, Cell("swift_v2", size, PEOPLE, FRAMES))
+                rate, flops = throughput(bench, Cell("swift_v2", size, PEOPLE, FRAMES))
             except torch.OutOfMemoryError:
-                row(f"{size}, {clips} clips", "too large")
+                row(f"{size}, {clips} clips a step", "too large")
                 continue
-        used = found.clips_per_s * found.flops_per_clip / 1e12 / peak
-        times = f"{1e3 * found.bare_s:.1f} ms", f"{1e3 * found.cell_s:.1f} ms"
-        shares = f"{found.overhead:.1%}", f"{found.stalled:.1%}", f"{found.clips_per_s:.1f}", f"{used:.1%}"
-        row(f"{size}, {clips} clips a step", f"{found.parameters:,}", *times, *shares)
+        row(f"{size}, {clips} clips a step", *found.numbers, f"{rate:.1f}", f"{rate * flops / 1e12 / peak:.1%}")
+
+
+def throughput(bench: Bench, cell: Cell) -> tuple[float, float]:
+    """Clips/s of a training that nobody disturbs, and what a clip of a step takes, FLOPs."""
+    with tempfile.TemporaryDirectory(dir=bench.root) as folder:
+        history, summary = bench.train(cell, Path(folder))
+    clips, late = summary["batch_clips"], history["seconds"].iloc[len(history) // 2 :]
+    rate = clips * (len(late) - 1) / (late.iloc[-1] - late.iloc[0])
+    return rate, summary["train_flops"] / (len(history) * clips)
 
 
 def gpu_settings(size: str, clips: int, tiny: bool) -> dict[str, Any]:
     """Changes to the demo that make it a cell of the paper."""
-    changes: dict[str, Any] = {"pretrain": {"steps": 20, "batch_clips": clips, "precision": "bfloat16"}}
+    changes: dict[str, Any] = {"pretrain": {"steps": 24, "batch_clips": clips, "precision": "bfloat16"}}
     changes["pretrain"]["validation_people"] = 1
     if not tiny:
         changes["template"] = {"resolution_mm": 2, "shape": [96, 108, 96]}
@@ -282,7 +292,7 @@ SECTIONS = ("overhead", "checkpoint", "gpu")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each size of the demo")
     parser.add_argument("--parameters", type=int, default=PARAMETERS, help="of the checkpoint")
     parser.add_argument("--tiny", action="store_true", help="section gpu with a narrow model on few voxels")
     parser.add_argument("--folder", default=None, help="where the temporary folder is made")
@@ -291,11 +301,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as made:
         root = Path(made)
         if "overhead" in chosen:
-            overhead(root, asked.rounds)
+            overhead(root, asked.steps)
         if "checkpoint" in chosen:
             checkpoints(root, asked.parameters)
         if "gpu" in chosen:
-            gpu(root, min(asked.rounds, 2), asked.tiny)
+            gpu(root, asked.tiny)
 
 
 if __name__ == "__main__":

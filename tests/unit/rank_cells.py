@@ -29,8 +29,8 @@ HALF = 15  # the last clip of the fourth step of eight
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> settings of compute and of pretrain
     "data": ({"parallel": "data"}, {"ema": 0.9}),
     "fsdp": ({"parallel": "fsdp"}, {"ema": 0.9}),
-    "all": (
-        {"parallel": "fsdp", "micro_batch_clips": 1, "activation_checkpointing": True},
+    "fsdp in parts, Muon, a branch": (
+        {"parallel": "fsdp", "micro_batch_clips": 1},
         {"optimiser": "muon", "schedule": "warmup-stable-decay", "branches": [0.625]},
     ),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from spawned import started
 from tiny_models import TINY
 from torch import nn
 
@@ -23,11 +23,6 @@ from pipeline.pretrain.state import fill, whole
 
 pytestmark = pytest.mark.xdist_group("distributed")
 ROUNDING = 1e-6  # of float32 numbers added up in another order
-SPAWN = """
-import sys
-from pipeline.pretrain.processes import spawn
-sys.exit(spawn(sys.argv[3:], int(sys.argv[1]), float(sys.argv[2])))
-"""
 PATIENCE_S = 30.0  # before a test gives up on what should happen at once
 
 RANK = "import os, signal, sys, time; from pathlib import Path; rank = os.environ['RANK']; folder = Path(sys.argv[1])\n"
@@ -49,11 +44,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     code = started(2, [str(Path(__file__).parent / "ranks.py"), str(folder)], grace_s=20).wait(timeout=300)
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return {"code": code, "found": found, "lost": (folder / "unfinished").read_text()}
-
-
-def started(processes: int, arguments: list[str], grace_s: float = 0.3) -> subprocess.Popen:
-    """`spawn` in a process of its own, for it handles signals; the ranks run Python with these arguments."""
-    return subprocess.Popen([sys.executable, "-c", SPAWN, str(processes), str(grace_s), sys.executable, *arguments])
 
 
 def code_of(processes: int, program: str, folder: Path) -> int:

@@ -6,17 +6,19 @@ layer. Names of parameters stay as they are, so that checkpoints do not depend o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.models.mup import MAPS
+from pipeline.models.mup import MAPS, TRANSPOSED
 
 Precision = Literal["float32", "bfloat16"]
+CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | TRANSPOSED
 SHAPES_A_BLOCK = 4  # training and validation, each with a last part that is smaller
 
 
@@ -42,8 +44,12 @@ def checkpoint_blocks(learner: nn.Module) -> None:
     Source: Chen et al. (2016), Training deep nets with sublinear memory cost.
     """
     for block in blocks_of(learner):
-        # A method of the instance: it moves along where the block is copied, and leaves parameters their names.
-        block.forward = MethodType(_computed_again, block)
+        _replace_forward(block, _computed_again)
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """By a method of the instance: it leaves parameters their names, and moves along where the module is copied."""
+    module.forward = MethodType(forward, module)
 
 
 def _computed_again(block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
@@ -77,3 +83,19 @@ def precision(name: Precision, device: torch.device) -> AbstractContextManager[A
     if name == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def whole_convolutions(learner: nn.Module) -> None:
+    """On a CPU convolutions stay float32 where `precision` would round them; call it once for learner and precision.
+
+    The gradient of weights in bfloat16 by oneDNN (torch 2.13) has numbers up to 1e37 where a map is so small that a
+    place of the kernel never meets it, as 3 x 3 x 3 on 2 x 2 x 2 places: that part of memory is never written.
+    """
+    for module in learner.modules():
+        if isinstance(module, CONVOLUTIONS):
+            _replace_forward(module, _in_float32)
+
+
+def _in_float32(convolution: nn.Module, maps: Tensor) -> Tensor:
+    with torch.autocast(maps.device.type, enabled=False):
+        return type(convolution).forward(convolution, maps.float())

@@ -3,8 +3,8 @@
 Every process trains on its own share of a step's samples. Gradients are summed, never averaged: the trainer divides by
 the weight of the samples, summed likewise, so that shares need not be equal.
 
-The heavy parts of torch.distributed are imported where they are used: they cost half a second, which a cell that
-trains in one process never pays.
+`pipeline.pretrain.processes` starts them. The heavy parts of torch.distributed are imported where they are used: they
+cost half a second, which a cell that trains in one process never pays.
 """
 
 from __future__ import annotations
@@ -23,22 +23,6 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InputError, Unfinished
-from pipeline.pretrain.processes import spawn
-
-__all__ = (
-    "ALONE",
-    "StepModule",
-    "World",
-    "accumulate",
-    "average_buffers",
-    "gradient_norm",
-    "joined",
-    "local",
-    "scale_gradients",
-    "shard",
-    "spawn",
-    "sum_gradients",
-)
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(hours=2)  # of one exchange: the first process may validate or write alone meanwhile
@@ -117,6 +101,7 @@ def joined(device: str) -> Iterator[World]:
     world = World(rank, size, here)
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=RENDEZVOUS))
+        store.set_timeout(TIMEOUT)
         backend = "nccl" if here.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         yield world

@@ -68,11 +68,11 @@ def _loopback() -> dict[str, str]:
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> Child:
-    parent = os.getpid()
+    parent, libc = os.getpid(), ctypes.CDLL(None)
 
     def end_with_parent() -> None:
         """A SIGKILL of the parent alone must not leave ranks behind that hold the cell's lease."""
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(EXIT_UNFINISHED)
 

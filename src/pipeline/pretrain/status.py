@@ -24,6 +24,7 @@ from pipeline.config import CELL_PATH, Study
 from pipeline.errors import EXIT_UNFINISHED, InputError
 from pipeline.grid import all_cells
 from pipeline.layout import Layout
+from pipeline.pretrain.launch.job import OUTCOME
 from pipeline.pretrain.launch.queue import Job, Unreachable, listing, of_study
 from pipeline.pretrain.lease import ATTEMPTS, LEASE, alive, read_lease
 
@@ -49,9 +50,10 @@ FINISHED: dict[str, State] = {
     "collapsed": "collapsed",
     "stopped_early": "stopped_early",
 }
-STATE, SUMMARY, OUTCOME = "state", "summary.json", "outcome.json"
+STATE, SUMMARY = "state", "summary.json"
 LEVELS = CELL_PATH.count("/") + 1  # folders from pretrain/ down to a cell's
-GOES_ON = "the same command goes on"
+GOES_ON, BRINGS_BACK = "the same command goes on", "trained; the same command brings its files back"
+LARGEST = 10**12  # of any number shown; a time left of 30,000 years can still be written as days
 
 REFRESH_S = 2.0
 PIPE_REFRESH_S = 60.0  # where no person watches: a log of the grid
@@ -124,6 +126,11 @@ class Found:
         except (OSError, ValueError, TypeError, KeyError) as error:
             self.faults.append(f"{LEASE} cannot be read ({_reason(error)})")
             return {}, False
+
+    def kept(self) -> bool:
+        """Whether a finished result lies with the state, so that files that were deleted need no training."""
+        folders = [name for name in self.names if name.startswith(f"{STATE}/") and "." not in name]
+        return any((self.folder / name / "result" / "result.json").is_file() for name in folders)
 
     def _parsed(self, name: str, parse: Callable[[bytes], list[Any]]) -> list[Any]:
         if name not in self.names:
@@ -207,8 +214,11 @@ def read_cell(cell: str, found: Found, job: Job | None) -> Row:
         return _in_queue(found, cell, {**known, "job": job.id}, job, len(starts))
     if outcome and not _older(outcome, starts):
         return _ended(found, cell, known, outcome)
+    if found.kept():
+        return _row(found, cell, "interrupted", known, BRINGS_BACK)
     if known:
-        return _row(found, cell, "interrupted", known, f"killed; {GOES_ON}")
+        end = "killed in" if lease else "ended after"
+        return _row(found, cell, "interrupted", known, f"{end} start {max(1, len(starts))}; {GOES_ON}")
     return _row(found, cell, "failed" if found.faults else "waiting", {}, "")
 
 
@@ -233,7 +243,7 @@ def _ended(found: Found, cell: str, known: Mapping[str, Any], outcome: Mapping[s
     code, told = outcome.get("code"), str(outcome.get("message") or "")
     known = {**known, "job": outcome.get("job")}
     if code == 0:
-        return _row(found, cell, "interrupted", known, "trained; the same command brings its files back")
+        return _row(found, cell, "interrupted", known, BRINGS_BACK)
     if code == EXIT_UNFINISHED:
         return _row(found, cell, "interrupted", known, "; ".join(filter(None, [told, GOES_ON])))
     return _row(found, cell, "failed", known, f"exit {code}: {told}")
@@ -246,7 +256,7 @@ def _older(outcome: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> b
     except ValueError:
         return False
     started = _number(starts[-1].get("when")) if starts else None
-    return started is not None and started > told
+    return started is not None and started > told + 1  # an end is told in whole seconds
 
 
 def _row(found: Found, cell: str, state: State, known: Mapping[str, Any], note: str, **pace: float | None) -> Row:
@@ -273,8 +283,8 @@ def _where(lease: Mapping[str, Any], starts: int) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or None: what a damaged file holds need not be one."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that can be shown, or None: what a damaged file holds need not be one."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= abs(value) < LARGEST
     return value if good else None
 
 
@@ -287,7 +297,7 @@ class Screen:
 
     Attributes
     ----------
-    columns, lines : its size; None where there is no screen.
+    columns, lines : its size; None where nothing is cut.
     colours : whether states are coloured.
     full : whether the table must not be longer than the screen.
     """
@@ -309,9 +319,8 @@ def render(title: str, rows: Sequence[Row], screen: Screen, everything: bool = F
         "",
     ]
     listed = list(rows)
-    room = (
-        None if screen.lines is None else max(0, screen.lines - len(head) - 2)
-    )  # headings, and the line of what is left out
+    # Beside the head there are headings, and a line of what is left out.
+    room = None if screen.lines is None else max(0, screen.lines - len(head) - 2)
     if room is not None and len(rows) > room and not everything:
         listed = sorted((row for row in rows if row.state in LISTED), key=lambda row: LISTED.index(row.state))
     if screen.full:
@@ -349,11 +358,11 @@ def _texts(row: Row) -> tuple[str, ...]:
         done = f"{_bar(row.step, row.steps)} {done}"
     left = "" if row.left_s is None else str(timedelta(seconds=round(row.left_s)))
     loss, speed = ("" if value is None else f"{value:.4g}" for value in (row.loss, row.clips_per_s))
-    return row.cell, row.state, done, loss, speed, left, row.job or "", _printable(row.note)
+    return row.cell, row.state, done, loss, speed, left, _printable(row.job or ""), _printable(row.note)
 
 
 def _bar(done: int, whole: int) -> str:
-    filled = BAR * min(done, whole) // max(1, whole)
+    filled = BAR * max(0, min(done, whole)) // max(1, whole)
     return f"[{'#' * filled}{'-' * (BAR - filled)}]"
 
 
@@ -409,8 +418,10 @@ def _watch(study: Study, layout: Layout, everything: bool) -> None:
                 ask_at = time.monotonic() + (QUEUE_AGAIN_S if remark else QUEUE_EVERY_S)
             rows = read_grid(study, layout, jobs)
             lines = render(study.name, rows, _screen(full=terminal), everything, remark)
-            _print([*lines, ""]) if not terminal else sys.stdout.write(_in_place(lines))
-            sys.stdout.flush()
+            if terminal:
+                _print(_in_place(lines), end="")
+            else:
+                _print([*lines, ""])
             if all(row.state in FINISHED.values() for row in rows):
                 break
             took = time.monotonic() - began
@@ -423,19 +434,21 @@ def _screen(full: bool) -> Screen:
     if not sys.stdout.isatty():
         return Screen()
     size = shutil.get_terminal_size()
-    return Screen(size.columns, size.lines, "NO_COLOR" not in os.environ, full)
+    # What is printed once may be wider: why a cell failed can be read to its end where the line is broken.
+    return Screen(size.columns if full else None, size.lines, "NO_COLOR" not in os.environ, full)
 
 
-def _print(lines: Iterable[str]) -> None:
-    print("\n".join(lines), flush=True)
+def _print(lines: Iterable[str], end: str = "\n") -> None:
+    print("\n".join(lines), end=end, flush=True)
 
 
-def _in_place(lines: Sequence[str]) -> str:
-    """Text that overwrites what stood there: from the top, each line cleared behind its end, nothing left below.
+def _in_place(lines: Sequence[str]) -> list[str]:
+    """Lines that overwrite what stood there, from the top, each cleared behind its end, nothing left below.
 
-    No line break at its end, which would scroll a full screen.
+    They are printed without a line break at their end, which would scroll a full screen.
     """
-    return "\x1b[H" + "\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J"
+    first, *others, last = [f"{line}\x1b[K" for line in lines]
+    return [f"\x1b[H{first}", *others, f"{last}\x1b[J"]
 
 
 @contextmanager

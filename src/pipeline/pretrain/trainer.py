@@ -148,6 +148,7 @@ def train(
     now = time.monotonic()
     loop = Loop(stepper, recipe, Training.fresh(recipe.legs), store, hooks, world, Meter(world.device), now, now)
     resume(loop)
+    check_same_start(loop.training, world)
     loop.started -= loop.training.seconds
     loop.spent_j = loop.training.energy_j or 0.0
     if hooks.begun:
@@ -157,7 +158,7 @@ def train(
             run_step(loop, loss_of, stop)
     training = loop.training
     training.status = training.status or "completed"
-    if store and training.seconds > recipe.checkpoint_every_s:
+    if store and world.same(training.seconds > recipe.checkpoint_every_s):
         save(loop)  # a fault while results are written must not cost the training
         store.wait()
     if average and training.status != "diverged":
@@ -193,6 +194,7 @@ def run_step(loop: Loop, loss_of: LossOf, stop: Callable[[], bool]) -> None:
     if stopping:
         if loop.store:
             loop.store.wait()
+        loop.world.barrier()  # a scheduler may end all processes when the first of them has ended
         raise Unfinished(f"stopped by a signal after step {training.taken} of {len(training.history)}")
     if stopped_early:
         training.status = "stopped_early"
@@ -303,6 +305,17 @@ def resume(loop: Loop) -> None:
         loop.trunk = {name: local(value).detach().to("cpu", copy=True) for name, value in loop.state.items()}
     fill(loop.state, tensors, _placed(loop))
     loop.training = training
+
+
+def check_same_start(training: Training, world: World) -> None:
+    """Whether every process has found the same checkpoint: on a network file system a listing may be old.
+
+    Raises
+    ------
+    Unfinished : one has not.
+    """
+    if world.any(world.same(training.taken) != training.taken):
+        raise Unfinished("the processes found different checkpoints; the file system shows them late.")
 
 
 def _placed(loop: Loop) -> dict[str, Tensor]:
