@@ -24,6 +24,7 @@ from pipeline.pretrain import status
 from pipeline.pretrain.launch.queue import name_of
 from pipeline.pretrain.lease import Lease, note_attempt
 from pipeline.pretrain.progress import Progress
+from pipeline.pretrain.status_table import Row, Screen, render
 
 DEMO = Path(__file__).resolve().parents[2] / "config/demo.yaml"
 EMPTY = {block: [] for block in ("data", "iso_tokens", "off_diagonal", "random_weights")}
@@ -107,7 +108,7 @@ def squeue(tmp_path, monkeypatch, grid):
 
 
 def test_cell_with_nothing_there_is_waiting(grid):
-    assert grid.rows() == [status.Row(cell, "waiting") for cell in grid.cells]
+    assert grid.rows() == [Row(cell, "waiting") for cell in grid.cells]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_cell_with_nothing_there_is_waiting(grid):
 def test_finished_cell_has_the_status_of_its_summary(grid, written, state):
     grid.start(0)
     grid.summary(0, status=written)
-    assert grid.row() == status.Row(grid.cells[0], state, step=110, loss=0.5)
+    assert grid.row() == Row(grid.cells[0], state, step=110, loss=0.5)
 
 
 def test_running_cell_shows_what_its_training_tells_the_heartbeat(grid, monkeypatch):
@@ -153,7 +154,7 @@ def test_cell_that_failed_says_why(grid):
     grid.start(0, 20)
     outcome = {"code": 2, "message": "pretrain.batch_clips: found 7", "job": "12", "when": "2999-01-01T00:00:00Z"}
     grid.write(0, "state/outcome.json", outcome)
-    assert grid.row() == status.Row(grid.cells[0], "failed", 20, job="12", note="exit 2: pretrain.batch_clips: found 7")
+    assert grid.row() == Row(grid.cells[0], "failed", 20, job="12", note="exit 2: pretrain.batch_clips: found 7")
 
 
 def test_start_after_a_failure_makes_the_failure_old(grid):
@@ -199,7 +200,7 @@ def test_queue_tells_queued_from_requeued_and_why_they_wait(grid, squeue):
 def test_job_in_the_queue_counts_more_than_how_the_one_before_ended(grid, squeue):
     squeue((101, "PENDING", "None", 0))
     grid.write(0, "state/outcome.json", {"code": 1, "message": "a bug", "job": "99", "when": "2999-01-01T00:00:00Z"})
-    assert grid.row() == status.Row(grid.cells[0], "queued", job="101")
+    assert grid.row() == Row(grid.cells[0], "queued", job="101")
 
 
 def test_cell_is_finished_while_its_job_ends(grid, squeue):
@@ -289,12 +290,12 @@ def test_stray_files_between_cells_are_passed_over(grid):
 
 # --- table -----------------------------------------------------------------------------------------------------------
 
-RUNNING = status.Row("a/s/N1-T20/draw0-main/seed0", "running", 30, 100, 0.12345, 41.237, 3725.4, "77", "on node7")
+RUNNING = Row("a/s/N1-T20/draw0-main/seed0", "running", 30, 100, 0.12345, 41.237, 3725.4, "77", "on node7")
 
 
 def test_table_at_a_glance():
-    rows = [RUNNING, status.Row("a/s/N1-T20/draw0-main/seed1", "done", 100, loss=0.1)]
-    shown = status.render("demo", rows, status.Screen())
+    rows = [RUNNING, Row("a/s/N1-T20/draw0-main/seed1", "done", 100, loss=0.1)]
+    shown = render("demo", rows, Screen())
     assert re.fullmatch(r"demo: 2 cells, 1 finished \[#####-----\] \d\d:\d\d:\d\d", shown[0])
     assert shown[1:] == [
         "1 running, 1 done",
@@ -306,46 +307,46 @@ def test_table_at_a_glance():
 
 
 def test_columns_in_which_nothing_stands_are_left_out():
-    shown = status.render("demo", [status.Row("a/cell", "waiting")], status.Screen())
+    shown = render("demo", [Row("a/cell", "waiting")], Screen())
     assert shown[-2:] == ["cell    state", "a/cell  waiting"]
 
 
 def many():
     states = ["done"] * 20 + ["queued"] * 6 + ["failed"] + ["running"] * 3 + ["waiting"] * 30
-    return [status.Row(f"cell{number:02d}", state) for number, state in enumerate(states)]
+    return [Row(f"cell{number:02d}", state) for number, state in enumerate(states)]
 
 
 def test_grid_larger_than_the_screen_lists_what_is_under_way_and_counts_the_rest():
-    shown = status.render("demo", many(), status.Screen(80, 24))
+    shown = render("demo", many(), Screen(80, 24))
     listed = [line.split()[1] for line in shown[4:-1]]
     assert listed == ["failed", *["running"] * 3, *["queued"] * 6]
     assert shown[-1] == "not listed: 30 waiting, 20 done (--all lists them)"
 
 
 def test_all_lists_every_cell_in_the_order_of_the_grid():
-    shown = status.render("demo", many(), status.Screen(80, 24), everything=True)
+    shown = render("demo", many(), Screen(80, 24), everything=True)
     assert [line.split()[0] for line in shown[4:]] == [row.cell for row in many()]
 
 
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("lines", [1, 5, 10, 24])
 def test_watched_table_is_never_longer_than_the_screen(lines, everything):
-    shown = status.render("demo", many(), status.Screen(80, lines, full=True), everything)
+    shown = render("demo", many(), Screen(80, lines, full=True), everything)
     assert len(shown) <= max(lines, 6)
     assert all(len(line) <= 80 for line in shown)
     assert "not listed" in shown[-1]
 
 
 def test_colours_change_no_width():
-    plain = status.render("demo", [RUNNING], status.Screen(60))
-    coloured = status.render("demo", [RUNNING], status.Screen(60, colours=True))
+    plain = render("demo", [RUNNING], Screen(60))
+    coloured = render("demo", [RUNNING], Screen(60, colours=True))
     assert coloured[-1] != plain[-1]
     assert re.sub(r"\x1b\[\d+m", "", coloured[-1]) == plain[-1]
 
 
 def test_message_of_several_lines_stays_in_its_row():
-    row = status.Row("cell", "failed", note="exit 1: first\nsecond\x1b[2J \N{GREEK SMALL LETTER MU}")
-    assert status.render("demo", [row], status.Screen())[-1] == "cell  failed  exit 1: first second [2J ?"
+    row = Row("cell", "failed", note="exit 1: first\nsecond\x1b[2J \N{GREEK SMALL LETTER MU}")
+    assert render("demo", [row], Screen())[-1] == "cell  failed  exit 1: first second [2J ?"
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------

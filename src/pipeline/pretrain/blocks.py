@@ -19,6 +19,7 @@ from pipeline.models.mup import MAPS, TRANSPOSED
 
 Precision = Literal["float32", "bfloat16"]
 CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | TRANSPOSED
+NORMS = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm
 SHAPES_A_BLOCK = 4  # training and validation, each with a last part that is smaller
 
 
@@ -76,26 +77,35 @@ def compile_blocks(learner: nn.Module, backend: str = "inductor") -> None:
 def precision(name: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Inside the block, products of matrices and convolutions are in this precision.
 
-    With bfloat16 weights, their gradients, sums and losses stay float32, and so does what enters a model: only what
-    enters a product is rounded. Weights are rounded at each use; torch's cache of them would hand those that were
-    rounded without gradients to a pass that needs theirs.
+    With bfloat16, weights, their gradients and losses stay float32, and so does what enters a model: only what enters a
+    product is rounded, and its output. Call `keep_float32` once before, for what autocast alone does not keep.
     """
-    if name == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    return nullcontext() if name == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
-def whole_convolutions(learner: nn.Module) -> None:
-    """On a CPU convolutions stay float32 where `precision` would round them; call it once for learner and precision.
+def keep_float32(learner: nn.Module, device: torch.device) -> None:
+    """Blocks and norms get what enters them in float32 where `precision` would hand them what it has rounded.
 
-    The gradient of weights in bfloat16 by oneDNN (torch 2.13) has numbers up to 1e37 where a map is so small that a
-    place of the kernel never meets it, as 3 x 3 x 3 on 2 x 2 x 2 places: that part of memory is never written.
+    Sums along the residual branch of a block are then float32. So are the gradients of layer norms, which torch on a
+    CPU else adds up in bfloat16: of 2,000 tokens that all pull one way it has seen 256.
+
+    On a CPU convolutions stay float32, too: the gradient of their weights in bfloat16 by oneDNN (torch 2.13) has
+    numbers up to 1e37 where a map is so small that a place of the kernel never meets it, as 3 x 3 x 3 on 2 x 2 x 2
+    places, for that memory is never written.
     """
-    for module in learner.modules():
-        if isinstance(module, CONVOLUTIONS):
-            _replace_forward(module, _in_float32)
+    for module in [*blocks_of(learner), *(each for each in learner.modules() if isinstance(each, NORMS))]:
+        module.register_forward_pre_hook(_as_float32)
+    if device.type == "cpu":
+        for module in learner.modules():
+            if isinstance(module, CONVOLUTIONS):
+                _replace_forward(module, _convolve_float32)
 
 
-def _in_float32(convolution: nn.Module, maps: Tensor) -> Tensor:
+def _as_float32(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    rounded = torch.bfloat16
+    return tuple(each.float() if isinstance(each, Tensor) and each.dtype == rounded else each for each in arguments)
+
+
+def _convolve_float32(convolution: nn.Module, maps: Tensor) -> Tensor:
     with torch.autocast(maps.device.type, enabled=False):
         return type(convolution).forward(convolution, maps.float())

@@ -53,7 +53,8 @@ class Training:
     recent : losses that are smoothed, NaN where a step was skipped.
     aside : lowest and recent of the trunk, while a branch is trained.
     points : what was scored at the end of each branch.
-    seconds, energy_j : spent so far, over all starts; joules are None where the machine does not tell.
+    seconds, data_seconds, energy_j : spent over all starts: in all, waiting for clips, and joules (None where the
+        machine does not tell).
     """
 
     legs: Sequence[Leg]
@@ -67,6 +68,7 @@ class Training:
     points: list[dict[str, Any]] = field(default_factory=list)
     status: Status | None = None
     seconds: float = 0.0
+    data_seconds: float = 0.0
     energy_j: float | None = None
 
     @classmethod
@@ -123,7 +125,10 @@ class Training:
 
 
 # What a checkpoint holds of a training beside its history; all of it JSON.
-COUNTERS = ("taken", "skipped", "clips", "lowest", "recent", "aside", "points", "status", "seconds", "energy_j")
+COUNTERS = (
+    *("taken", "skipped", "clips", "lowest", "recent", "aside", "points", "status"),
+    *("seconds", "data_seconds", "energy_j"),
+)
 
 
 def has_diverged(training: Training, loss: float, above: float, falls_to_nothing: bool) -> bool:

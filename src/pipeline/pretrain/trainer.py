@@ -106,6 +106,7 @@ class Loop:
     saved: float
     looked: float = 0.0
     spent_j: float = 0.0  # by former starts
+    waited_s: float = 0.0  # likewise
     trunk: Tensors = field(default_factory=dict)  # this process's part of the state that a branch left, to go on from
 
     @property
@@ -150,7 +151,7 @@ def train(
     resume(loop)
     check_same_start(loop.training, world)
     loop.started -= loop.training.seconds
-    loop.spent_j = loop.training.energy_j or 0.0
+    loop.spent_j, loop.waited_s = loop.training.energy_j or 0.0, loop.training.data_seconds
     if hooks.begun:
         hooks.begun(loop.training)
     with asked_to_stop() as stop:
@@ -217,6 +218,7 @@ def _write_row(loop: Loop, branch: int, step: int, rate: float, moved: Moved) ->
     training.clips += moved.clips
     training.skipped += moved.loss != moved.loss
     training.seconds = time.monotonic() - loop.started
+    training.data_seconds = loop.waited_s + (loop.hooks.stalled() if loop.hooks.stalled else 0.0)
     if (joules := loop.meter.energy_j()) is not None:
         training.energy_j = loop.spent_j + joules
     values = {
@@ -227,7 +229,7 @@ def _write_row(loop: Loop, branch: int, step: int, rate: float, moved: Moved) ->
         "grad_norm": moved.norm,
         "clips": training.clips,
         "seconds": training.seconds,
-        "data_seconds": loop.hooks.stalled() if loop.hooks.stalled else 0.0,
+        "data_seconds": training.data_seconds,
         "peak_memory_mb": loop.meter.peak_memory_mb(),
         "energy_j": float("nan") if training.energy_j is None else training.energy_j,
     }
