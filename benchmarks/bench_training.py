@@ -4,10 +4,11 @@
     python benchmarks/bench_training.py --only checkpoint --folder /scratch
     python benchmarks/bench_training.py --only gpu          # 9 M, 66 M and 264 M; with --tiny the same path on a CPU
 
-Every size is trained as a cell is, by `pipeline.pretrain.stage.run_cell` on shards. After each of its steps comes one
-of a bare loop: forward, backward and optimiser of the same learner on one batch that lies ready. As both alternate step
-by step, a busy machine disturbs them alike. The overhead is the median over steps of what the cell's takes longer, as a
-share of it.
+Every size is trained as a cell is, by `pipeline.pretrain.stage.run_cell` on shards. The loop's share of a step is what
+is neither forward, backward nor optimiser, all four timed inside the cell's own steps; the median over steps counts.
+After each of them comes one of a bare loop: forward, backward and optimiser of the same learner on one batch that lies
+ready. As both alternate step by step, a busy machine disturbs them alike; `bare : cell` also shows what the threads
+that read clips take away from the model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -37,6 +39,7 @@ from pipeline.models.ladder import ladder
 from pipeline.pretrain import trainer
 from pipeline.pretrain.blocks import compile_blocks, precision
 from pipeline.pretrain.checkpoint import Store
+from pipeline.pretrain.distributed import StepModule
 from pipeline.pretrain.lesson import Lesson, prepare, training_samples
 from pipeline.pretrain.objectives import drawn
 from pipeline.pretrain.objectives.batch import Batch
@@ -139,13 +142,13 @@ class Bare:
         self.optimiser.step(1e-3)
 
 
-def timed(call: Callable[..., None], *given: Any) -> float:
-    """Seconds of a call."""
+def timed(call: Callable[..., Any], *given: Any, **named: Any) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
     synchronise()
     started = time.perf_counter()
-    call(*given)
+    found = call(*given, **named)
     synchronise()
-    return time.perf_counter() - started
+    return found, time.perf_counter() - started
 
 
 def synchronise() -> None:
@@ -155,44 +158,62 @@ def synchronise() -> None:
 
 @dataclass
 class Measured:
-    """Seconds of the steps of a cell and of the bare loop, in pairs, and of the cell's waiting for data."""
+    """Seconds of each step of a cell, of what it is made of, and of the step of the bare loop beside it."""
 
     cell_s: np.ndarray
+    work_s: np.ndarray  # forward, backward and optimiser, inside `cell_s`
+    stalled_s: np.ndarray  # waiting for data, inside `cell_s`
     bare_s: np.ndarray
-    stalled_s: np.ndarray
     parameters: int
 
     @property
-    def overhead(self) -> float:
-        return float(np.median(1 - self.bare_s / self.cell_s))
-
-    @property
     def numbers(self) -> tuple[str, ...]:
-        times = f"{1e3 * np.median(self.bare_s):.2f} ms", f"{1e3 * np.median(self.cell_s):.2f} ms"
+        """Cells of a row under HEADER."""
+        loop, ratio = 1 - np.median(self.work_s / self.cell_s), np.median(self.bare_s / self.cell_s)
         stalled = self.stalled_s.sum() / self.cell_s.sum()
-        return f"{self.parameters:,}", *times, f"{self.overhead:.1%}", f"{stalled:.1%}"
+        step = f"{1e3 * np.median(self.cell_s):.1f} ms"
+        return f"{self.parameters:,}", step, f"{loop:.1%}", f"{stalled:.1%}", f"{ratio:.3f}"
+
+
+HEADER = ("parameters", "step", "loop", "waits for data", "bare : cell")
 
 
 def measure(bench: Bench, cell: Cell) -> Measured:
     """Train a cell with a step of the bare loop after each of its own."""
-    bare, run_step, cell_s, bare_s = Bare(bench, cell), trainer.run_step, [], []
+    bare, run_step, work_s = Bare(bench, cell), trainer.run_step, 0.0
+    steps: list[tuple[float, float, float]] = []
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*given: Any, **named: Any) -> Any:
+            nonlocal work_s
+            found, seconds = timed(call, *given, **named)
+            work_s += seconds
+            return found
+
+        return counting
 
     def both(*given: Any) -> None:
-        cell_s.append(timed(run_step, *given))
-        bare_s.append(timed(bare.step))
+        nonlocal work_s
+        work_s = 0.0
+        _, cell_s = timed(run_step, *given)
+        steps.append((cell_s, work_s, timed(bare.step)[1]))
 
-    with tempfile.TemporaryDirectory(dir=bench.root) as folder, patch.object(trainer, "run_step", both):
+    with tempfile.TemporaryDirectory(dir=bench.root) as folder, ExitStack() as patched:
+        for owner, name in ((StepModule, "forward"), (torch.autograd, "backward"), (Optimiser, "step")):
+            patched.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
+        patched.enter_context(patch.object(trainer, "run_step", both))
         history, summary = bench.train(cell, Path(folder))
-    late = slice(len(cell_s) // 4, None)  # what is compiled or allocated once lies before
-    stalled_s = np.diff(history["data_seconds"], prepend=0.0)
-    return Measured(np.array(cell_s)[late], np.array(bare_s)[late], stalled_s[late], summary["parameters"])
+    late = slice(len(steps) // 4, None)  # what is compiled or allocated once lies before
+    cell_s, of_work_s, bare_s = np.array(steps[late]).T
+    stalled_s = np.diff(history["data_seconds"], prepend=0.0)[late]
+    return Measured(cell_s, of_work_s, stalled_s, bare_s, summary["parameters"])
 
 
 def overhead(root: Path, steps: int) -> None:
     """Every rung of the demo, both architectures."""
     torch.set_num_threads(1)  # as `compute.threads` of the demo; the other core is for the threads that read
     bench = make_bench(root, {"pretrain": {"steps": steps, "validation_people": 1}})
-    row("sizes of the demo, one thread", "parameters", "bare loop", "cell", "overhead", "waits for data")
+    row("sizes of the demo, one thread", *HEADER)
     for architecture in bench.study.architectures:
         for size in bench.study.architectures[architecture].sizes:
             row(f"{architecture} {size}", *measure(bench, Cell(architecture, size, PEOPLE, FRAMES)).numbers)
@@ -251,7 +272,7 @@ def gpu(root: Path, tiny: bool) -> None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     peak = next((number for key, number in PEAK_TFLOPS.items() if key in name), math.nan)
     print(f"{name}: swift_v2, bf16{'' if tiny else ', torch.compile, clips of 96 x 108 x 96 voxels and 20 frames'}")
-    row("size", "parameters", "bare loop", "cell", "overhead", "waits for data", "clips/s", "utilisation")
+    row("size", *HEADER, "clips/s", "utilisation")
     for size, clips in sizes.items():
         with tempfile.TemporaryDirectory(dir=root) as folder:
             bench = make_bench(Path(folder), gpu_settings(size, clips, tiny))

@@ -247,6 +247,49 @@ def test_training_starts_anew_where_both_are_damaged_and_says_so(tmp_path, capfd
     assert store.load()[1] == {"step": 3}
 
 
+def unreadable(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The disk gives the checkpoints of these steps back no more."""
+    opened = Path.open
+
+    def refuses(path: Path, *given: object, **named: object) -> object:
+        if path.name in map(step_file, steps):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refuses)
+
+
+def test_a_disk_that_gives_one_checkpoint_back_no_more_costs_that_one(tmp_path, capfd, monkeypatch):
+    store = stored(tmp_path, 1, 2)
+    unreadable(monkeypatch, 2)
+    assert store.load()[1] == {"step": 1}
+    assert names(tmp_path) == [step_file(1), f"{step_file(2)}.damaged"]
+    assert "Input/output error" in capfd.readouterr().err
+
+
+def test_a_disk_that_gives_none_back_does_not_start_the_training_anew(tmp_path, monkeypatch):
+    store = stored(tmp_path, 1, 2)
+    unreadable(monkeypatch, 1, 2)
+    with pytest.raises(InputError, match=rf"{step_file(2)}: found a disk that fails .*Input/output error"):
+        store.load()
+    monkeypatch.undo()
+    assert store.load()[1] == {"step": 2}
+    assert names(tmp_path) == [step_file(1), step_file(2)]
+
+
+def test_a_result_that_the_disk_does_not_give_back_stays(tmp_path, monkeypatch):
+    store = finished(tmp_path / "state")
+
+    def refuses(_: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint, "sha256_file", refuses)
+    with pytest.raises(InputError, match="result: found a disk that fails"):
+        store.published(tmp_path / "output")
+    monkeypatch.undo()
+    assert store.published(tmp_path / "output")
+
+
 def test_of_several_processes_that_load_one_tidies_up(tmp_path):
     stored(tmp_path, 1, 2)
     (tmp_path / step_file(2)).write_bytes(b"damage")
@@ -326,6 +369,13 @@ def test_a_result_that_is_not_vouched_for_is_none(tmp_path):
     assert store.load()[1] == {"step": 2}
 
 
+def test_checkpoints_go_once_the_result_is_out(tmp_path):
+    store = finished(tmp_path / "state")
+    assert len(names(store.folder)) == 3
+    assert store.published(tmp_path / "output")
+    assert names(store.folder) == ["result"]
+
+
 RUINS = {
     "a bit": lambda folder: (folder / RESULT[0]).write_text("content of encoder.safetensorS"),
     "a file": lambda folder: (folder / RESULT[1]).unlink(),
@@ -335,13 +385,15 @@ RUINS = {
 
 
 @pytest.mark.parametrize("ruin", RUINS.values(), ids=RUINS)
-def test_a_damaged_result_is_removed_and_said(tmp_path, capfd, ruin):
-    store = finished(tmp_path / "state")
-    ruin(store.result_folder)
-    assert not store.published(tmp_path / "output")
-    assert not store.result_folder.exists()
-    assert not (tmp_path / "output").exists()
-    assert "is damaged" in capfd.readouterr().err
+def test_a_damaged_result_is_put_aside_and_said(tmp_path, capfd, ruin):
+    for _ in range(2):
+        store = finished(tmp_path / "state")
+        ruin(store.result_folder)
+        assert not store.published(tmp_path / "output")
+        assert not store.result_folder.exists()
+        assert (store.folder / "result.damaged").is_dir()
+        assert not (tmp_path / "output").exists()
+        assert "result.damaged is damaged" in capfd.readouterr().err
     assert store.load()[1] == {"step": 2}
 
 

@@ -80,6 +80,13 @@ def test_branches_are_data_points_and_leave_the_trunk_bitwise_alone(pool: Path, 
     assert all(point["val_r2_low"] <= point["val_r2"] <= point["val_r2_high"] for point in branched["points"])
 
 
+def test_branches_that_cannot_be_trained_are_refused(pool: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"branches, warmup, decay: found .*some at the same step"):
+        run(pool, small_study(branches=[0.5, 0.51], **WSD), CELL, tmp_path)
+    with pytest.raises(InputError, match=r"rises until step 1.*Choose later branches"):
+        run(pool, small_study(branches=[0.1], **WSD), CELL, tmp_path)
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_cell_interrupted_inside_a_branch_ends_bitwise_equal(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float | None

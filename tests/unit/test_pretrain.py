@@ -393,6 +393,8 @@ def test_learning_rate_of_the_lowest_held_out_loss_is_chosen_and_scaled_by_width
     assert (chosen["rate"], chosen["at_width"], chosen["losses"]) == (1e-2, 12, [0.9, 0.7, None])
     assert peak_rate(study, Cell("swift_v1", "w24", 4, 24), output) == pytest.approx(5e-3)
     assert peak_rate(study, Cell("swift_v1", "w6", 4, 24), output) == pytest.approx(2e-2)
+    muon = small_study(optimiser="muon")
+    assert peak_rate(muon, Cell("swift_v1", "w24", 4, 24), output) == pytest.approx(1e-2 / 2**0.5)
 
 
 def test_without_a_sweep_the_configured_rate_holds_and_a_failed_one_is_refused(tmp_path):

@@ -43,6 +43,8 @@ rule pretrain:
         card=f"{RESULTS}/pretrain/{{cell}}/model_card.md",
     log:
         f"{RESULTS}/logs/pretrain/{{cell}}.log",
+    # A job that dies is started again by SLURM and by the command itself: one owner of requeueing, and it is not Snakemake.
+    retries: 0
     conda:
         "../envs/pipeline.yaml"
     threads: study.compute.threads

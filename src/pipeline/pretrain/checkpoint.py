@@ -105,18 +105,30 @@ class Store:
 
         Raises
         ------
-        InputError : it belongs to another cell, to data of another contract, or was made by another arithmetic.
+        InputError : it belongs to another cell, to data of another contract, or was made by another arithmetic; or the
+            disk gives none back, which may pass, while a training that starts anew has lost all.
         """
         self._sweep()
+        refused: dict[Path, OSError] = {}
         for path in self._newest_first():
             try:
                 tensors, record = _read_verified(path)
-            except (SafetensorError, ValueError, OSError) as error:
+            except FileNotFoundError:
+                continue  # put aside by the keeper since
+            except (ValueError, IsADirectoryError) as error:
                 self._put_aside(path, error)
+                continue
+            except OSError as error:
+                refused[path] = error
                 continue
             self._check_identity(path, record["identity"])
             self._check_arithmetic(path, record["arithmetic"])
+            for other, failure in refused.items():
+                self._put_aside(other, failure)
             return tensors, record["state"]
+        for path, failure in refused.items():
+            with _disk(path):
+                raise failure
         return None
 
     def clear(self) -> None:
@@ -158,10 +170,8 @@ class Store:
         wanted = ", ".join(f"{name}: {value}" for name, _, value in differences)
         why = "Sums taken in another order are not bitwise equal, so the cell would not end as one that ran through."
         if not self.any_world_size:
-            hint = (
-                f"{why} Go on as it began, or set compute.any_world_size: true (equal to 1e-6), or remove the folder."
-            )
-            raise InputError(path, was, wanted, hint)
+            ways = "Go on as it began, set compute.any_world_size: true (equal to 1e-6), or remove the folder."
+            raise InputError(path, was, wanted, f"{why} {ways}")
         if self.keeper:
             print(f"{path}: found {was}; goes on with {wanted}. {why}", file=sys.stderr, flush=True)
 
@@ -179,9 +189,14 @@ class Store:
         """Put the finished files into `output`, by hard link or as copies; False where the cell is not finished.
 
         The last of them is taken away first, so that it never lies beside files that are not its own. Checkpoints that
-        a kill left behind go now. A damaged result is removed: the cell is then trained again.
+        a kill left behind go now. A damaged result is put aside: the cell is then trained again.
+
+        Raises
+        ------
+        InputError : the disk fails.
         """
-        names, output = self._finished(), Path(output)
+        with _disk(self.result_folder):
+            names, output = self._finished(), Path(output)
         if not names:
             return False
         self._guard()
@@ -203,10 +218,11 @@ class Store:
                 if sha256_file(self.result_folder / file["name"]) != file["sha256"]:
                     raise ValueError(f"{file['name']} is not as it was written")
             return [file["name"] for file in files]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            print(f"Result {record} is damaged ({error}): the cell is trained again.", file=sys.stderr, flush=True)
-            with _disk(self.result_folder):
-                shutil.rmtree(self.result_folder)
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            aside = self.result_folder.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.result_folder.replace(aside)
+            print(f"Result {aside} is damaged ({error}): the cell is trained again.", file=sys.stderr, flush=True)
             return []
 
     def _guard(self) -> None:
@@ -306,11 +322,20 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _read_verified(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and record, without its checksum, of a whole checkpoint."""
+    """Tensors and record, without its checksum, of a whole checkpoint.
+
+    Raises
+    ------
+    ValueError : its bytes are not those of one.
+    OSError : they cannot be had.
+    """
     with path.open("rb", buffering=0) as stream:
         while stream.read(PIECE):  # a disk that fails is an error here; to a mapped file it would end the process
             continue
-    tensors, record = read_tensors(path)
+    try:
+        tensors, record = read_tensors(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(str(error)) from error
     if not isinstance(record, dict) or set(record) != FIELDS:
         raise ValueError("no checkpoint of this version")
     stated = record.pop("checksum")

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pipeline.models.mup import linear_maps
-from pipeline.pretrain.distributed import is_sharded
+from pipeline.pretrain.state import part_of
 
 Kind = Literal["adamw", "muon"]
 Tensors = dict[str, Tensor]
@@ -116,7 +116,7 @@ class Optimiser:
         rms = MATCHED_RMS * sqrt(max(maps_MRC.shape[1:]))  # that of an orthogonal map is 1 / root of its longer side
         update = orthogonal(maps_MRC).reshape(ahead.shape).to(ahead.dtype)
         local(parameter).mul_(1 - learning_rate * self.weight_decay).add_(
-            local_part(update, parameter), alpha=-learning_rate * sqrt(self.factors[name]) * rms
+            part_of(update, parameter), alpha=-learning_rate * sqrt(self.factors[name]) * rms
         )
 
     def load(self, state: Tensors) -> None:
@@ -180,15 +180,3 @@ def local(tensor: Tensor) -> Tensor:
 def gathered(tensor: Tensor) -> Tensor:
     """All of a tensor on every process; whoever shares a sharded one must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def local_part(whole: Tensor, like: Tensor) -> Tensor:
-    """What of a whole tensor lies on this process where it is sharded as another one is; nothing is sent."""
-    if not is_sharded(like):
-        return whole
-    from torch.distributed.tensor import DTensor, Replicate  # loaded where anything is sharded
-
-    sharded: Any = like
-    everywhere = [Replicate()] * sharded.device_mesh.ndim
-    spread = DTensor.from_local(whole, sharded.device_mesh, everywhere, run_check=False)
-    return spread.redistribute(placements=sharded.placements).to_local()

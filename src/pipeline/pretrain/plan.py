@@ -19,6 +19,7 @@ from pipeline.models import UNFIT, arguments, describe, names, takes
 from pipeline.pretrain.objectives import build_learner, objective_of
 from pipeline.pretrain.parcel_tables import parcel_tables
 from pipeline.pretrain.people import Entry, People, person
+from pipeline.pretrain.schedule import route
 from pipeline.pretrain.trainer import Recipe
 from pipeline.stages import VERSIONS
 
@@ -90,6 +91,7 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
         ema=settings.ema,
         validations=settings.validations,
     )
+    _check_legs(recipe)
     masks = {"ratio": architecture.mask_ratio, "kind": architecture.mask or settings.mask, "loss": settings.loss}
     shape = data_shape(study, cell, template, people.trained)
     spec = model_spec(study, cell.architecture, cell.size, shape)
@@ -112,6 +114,14 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
         contract=contract_of(architecture.input, people.trained[0]),
         sources=[(person(entry), entry["manifest"]) for entry in people.trained],
     )
+
+
+def _check_legs(recipe: Recipe) -> None:
+    try:
+        route(recipe.steps, recipe.schedule, recipe.warmup, recipe.decay, recipe.branches)
+    except ValueError as wrong:
+        hint = "Choose later branches, or smaller shares."
+        raise InputError("pretrain: branches, warmup, decay", f"{wrong}", "legs that can be trained", hint) from wrong
 
 
 def check_architecture(study: Study, name: str) -> None:
@@ -264,8 +274,9 @@ def peak_rate(study: Study, cell: Cell, learning_rate_file: str | Path | None) -
     """Learning rate of a cell: its own in the sweep, 0 untrained, else the chosen one.
 
     In the standard parametrisation it is scaled by the ratio of widths: the update of a hidden matrix by Adam changes
-    its output in proportion to the width. Under muP each parameter has a factor of its own (`models.mup`).
-    Source: Yang et al. (2022), Tensor Programs V.
+    its output in proportion to the width, one by Muon to the root of it. Under muP each parameter has a factor of its
+    own (`models.mup`).
+    Source: Yang et al. (2022), Tensor Programs V; Yang, Simon and Bernstein (2023), A spectral condition.
     """
     if cell.variant == RANDOM:
         return 0.0
@@ -276,4 +287,5 @@ def peak_rate(study: Study, cell: Cell, learning_rate_file: str | Path | None) -
     chosen = read_json(learning_rate_file)
     if study.architectures[cell.architecture].parametrisation == "mup":
         return float(chosen["rate"])
-    return float(chosen["rate"] * chosen["at_width"] / width_of(study, cell.architecture, cell.size))
+    ratio = chosen["at_width"] / width_of(study, cell.architecture, cell.size)
+    return float(chosen["rate"] * ratio ** (0.5 if study.pretrain.optimiser == "muon" else 1.0))

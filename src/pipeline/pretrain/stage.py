@@ -21,7 +21,7 @@ from pipeline.config import Compute, Study
 from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell
 from pipeline.models.mup import rate_factors
-from pipeline.pretrain.blocks import checkpoint_blocks, compile_blocks, precision
+from pipeline.pretrain.blocks import checkpoint_blocks, compile_blocks, keep_float32, precision
 from pipeline.pretrain.card import model_card
 from pipeline.pretrain.checkpoint import Store, save_model
 from pipeline.pretrain.course import Training
@@ -211,6 +211,8 @@ def check_parts(session: Session, additive: bool) -> None:
 
 def arrange(session: Session, root: StepModule) -> None:
     """Put around the learner what makes it fit, or faster."""
+    if session.plan.precision == "bfloat16":
+        keep_float32(session.lesson.learner, session.world.device)
     if session.compute.activation_checkpointing:
         checkpoint_blocks(session.lesson.learner)
     if session.compute.compile:

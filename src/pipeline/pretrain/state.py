@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.pretrain.distributed import ALONE, World, is_sharded, local
 
-__all__ = ("Tensors", "fill", "local", "whole")
+__all__ = ("Tensors", "fill", "local", "part_of", "whole")
 
 Tensors = dict[str, Tensor]
 
@@ -60,7 +60,7 @@ def fill(named: Mapping[str, Tensor], tensors: Tensors, like: Mapping[str, Tenso
         pattern, full = (like or {}).get(name, tensor), tensors[name]
         if full.shape != pattern.shape:
             raise _other(name, f"shape {tuple(full.shape)}", f"{tuple(pattern.shape)}")
-        local(tensor).copy_(_part(full, pattern))
+        local(tensor).copy_(part_of(full, pattern))
 
 
 def _other(name: str, found: str, expected: str) -> InputError:
@@ -83,7 +83,7 @@ def _gathered(tensor: Tensor, pattern: Tensor) -> Tensor:
     return tensor.full_tensor()
 
 
-def _part(full: Tensor, pattern: Tensor) -> Tensor:
+def part_of(full: Tensor, pattern: Tensor) -> Tensor:
     """What this process holds of a whole tensor that is laid out as `pattern` is."""
     if not is_sharded(pattern):
         return full
