@@ -302,7 +302,7 @@ def gpu_settings(size: str, clips: int, tiny: bool) -> dict[str, Any]:
         changes["template"] = {"resolution_mm": 2, "shape": [96, 108, 96]}
         rung: dict[str, Any] = dict(ladder(int(size[1:])))
         sizes = {size: {name: list(value) if isinstance(value, tuple) else value for name, value in rung.items()}}
-        changes["architectures"] = {"swift_v2": {"sizes": sizes, "options": {}}}
+        changes["architectures"] = {"swift_v2": {"sizes": sizes, "options": {"window": [4, 4, 4]}}}
         changes["compute"] = {"compile": True, "loaders": 8}
     return changes
 

@@ -226,6 +226,14 @@ def test_a_finished_cell_whose_files_were_deleted_comes_back_without_training(
     assert {name: (tmp_path / name).read_bytes() for name in stage.FILES} == before
 
 
+def test_a_finished_cell_is_scored_anew_where_others_are_held_out(pool: Path, tmp_path: Path) -> None:
+    first = run(pool, small_study(), CELL, tmp_path)
+    before = weights(tmp_path)
+    second = run(pool, small_study(validation_people=2), CELL, tmp_path)
+    assert (first["n_validation_people"], second["n_validation_people"]) == (3, 2)
+    assert weights(tmp_path) == before
+
+
 def test_a_damaged_result_is_trained_again_to_the_same_bytes(pool: Path, tmp_path: Path) -> None:
     run(pool, small_study(), CELL, tmp_path)
     before = weights(tmp_path)

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,23 @@ def test_who_died_while_removing_a_dead_lease_is_removed_too(tmp_path: Path) -> 
     with Lease(tmp_path, CELL) as lease:
         lease.check()
         assert [each.name for each in tmp_path.iterdir()] == ["lease.json"]
+
+
+def test_who_comes_late_to_a_dead_lease_spares_the_one_taken_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(path: Path, *_: object) -> Iterator[None]:
+        plant(path.parent, token="quicker", **here())
+        yield
+
+    plant(tmp_path, token="dead", **{**here(), "pid": dead_process()})
+    monkeypatch.setattr(leases, "_right_to_remove", late)
+    with pytest.raises(Held), Lease(tmp_path, CELL):
+        pass
+    found = read_lease(tmp_path)
+    assert found is not None
+    assert found["token"] == "quicker"
 
 
 def test_a_lease_that_went_to_somebody_else_is_noticed_and_left_alone(

@@ -45,6 +45,7 @@ class Store:
     arithmetic : what decides the order of sums (processes, micro batch, device); another one is refused, unless
         `any_world_size` gives up bitwise equality.
     guard : called right before anything appears under its name; raises where another process has taken over the cell.
+    scored_by : what the files beside the weights depend on: who is held out. A result of others is not published.
     keeper : whether this process tidies the folder up; of several that load, one does.
     """
 
@@ -54,6 +55,7 @@ class Store:
     any_world_size: bool = False
     guard: Callable[[], None] | None = None
     keeper: bool = True
+    scored_by: str = ""
     _writing: Future[None] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -183,10 +185,11 @@ class Store:
         with _disk(record):
             files = [{"name": name, "sha256": sha256_file(self.result_folder / name)} for name in names]
             self._guard()
-            write_json(record, {"files": files})
+            write_json(record, {"files": files, "scored_by": self.scored_by})
 
     def published(self, output: str | Path) -> bool:
-        """Put the finished files into `output`, by hard link or as copies; False where the cell is not finished.
+        """Put the finished files into `output`, by hard link or as copies; False where the cell is not finished, or was
+        scored by other people.
 
         The last of them is taken away first, so that it never lies beside files that are not its own. Checkpoints that
         a kill left behind go now. A damaged result is put aside: the cell is then trained again.
@@ -213,11 +216,12 @@ class Store:
         if not record.is_file():
             return []
         try:
-            files = json.loads(record.read_text(encoding="utf-8"))["files"]
+            kept = json.loads(record.read_text(encoding="utf-8"))
+            files = kept["files"]
             for file in files:
                 if sha256_file(self.result_folder / file["name"]) != file["sha256"]:
                     raise ValueError(f"{file['name']} is not as it was written")
-            return [file["name"] for file in files]
+            return [file["name"] for file in files] if kept["scored_by"] == self.scored_by else []
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             aside = self.result_folder.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)

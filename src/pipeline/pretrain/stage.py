@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artefact import provenance, read_json, write_json, write_table, write_text
+from pipeline.artefact import digest, provenance, read_json, write_json, write_table, write_text
 from pipeline.bold.template import load_template
 from pipeline.config import Compute, Study
 from pipeline.errors import InputError, Unfinished
@@ -102,7 +102,8 @@ def run_cell(
         template = load_template(template_folder)
         people = choose_people(study, cell, manifests, draws, evaluation_set)
         plan = make_plan(study, cell, template, people, peak_rate(study, cell, learning_rate_file))
-        store = open_store(plan, compute, world, root, lease)
+        scored_by = digest([[entry["manifest"] for entry in people.held_out], study.pretrain.collapsed_rank])
+        store = open_store(plan, compute, world, root, lease, scored_by)
         if world.same(world.first and store.published(output_folder)):
             return
         raster = raster_of(plan.metadata, template, flatmap_folder, world.device)
@@ -149,7 +150,9 @@ def _entered(lease: Lease) -> Iterator[None]:
         lease.__exit__(None, None, None)
 
 
-def open_store(plan: Plan, compute: Compute, world: World, state_root: Path, lease: Lease | None) -> Store:
+def open_store(
+    plan: Plan, compute: Compute, world: World, state_root: Path, lease: Lease | None, scored_by: str
+) -> Store:
     """Where the cell's state lies, and what a checkpoint there must have been made by."""
     arithmetic = {
         "device": world.device.type,
@@ -160,7 +163,8 @@ def open_store(plan: Plan, compute: Compute, world: World, state_root: Path, lea
     }
     identity = {"cell_hash": plan.hash, "contract": plan.contract}
     guard = lease.check if lease else None
-    return Store(state_root / plan.hash, identity, arithmetic, compute.any_world_size, guard, keeper=world.first)
+    folder = state_root / plan.hash
+    return Store(folder, identity, arithmetic, compute.any_world_size, guard, world.first, scored_by)
 
 
 def fit(session: Session) -> Training:

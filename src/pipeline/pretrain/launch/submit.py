@@ -81,7 +81,7 @@ def place(request: Request, jobs: Mapping[str, queue.Job]) -> Answer:
     state = root / "pretrain" / cell.path / "state"
     name = queue.name_of(root, cell.path, f"{stage_version('pretrain')}-{stage_settings(study, 'pretrain', cell=cell)}")
     found: Answer = {"foreign": False, "limit": compute.starts_without_progress}
-    for live in []:
+    for live in queue.of_cell(jobs, root, cell.path):
         if live.name == name:
             return {**found, "job": live.id, "text": f"adopts job {live.id} ({live.state.lower()})"}
         text = f"waits for job {live.id}, which was submitted with other settings; `scancel {live.id}` ends it"
