@@ -30,7 +30,7 @@ SCRIPTS = {
     'if [ -e "$FAKE/full" ]; then refuse AssocMaxSubmitJobLimit; fi\n'
     'id=$(($(ls "$FAKE/jobs" | wc -l) + 1)); cp "$script" "$FAKE/$id.sh"\n'
     'name=$(sed -n "s/^#SBATCH --job-name=\'*\\([^\']*\\)\'*$/\\1/p" "$script")\n'
-    'echo "$id|PENDING|Priority|$name" > "$FAKE/jobs/$id"; echo "Submitted batch job $id"',
+    'echo "$id|PENDING|Priority|$name" > "$FAKE/new"; mv "$FAKE/new" "$FAKE/jobs/$id"; echo "Submitted batch job $id"',
     "scancel": 'for id; do [ -e "$FAKE/jobs/$id" ] && sed -i "s/|[A-Z]*|/|CANCELLED|/" "$FAKE/jobs/$id"; done; exit 0',
 }
 # In place of launch/submit.py, whose imports take a second: a cell is adopted, or a job is written for it.
@@ -86,12 +86,17 @@ class FakeSlurm:
     def add(self, name: str, state: str = "RUNNING") -> int:
         """A job that somebody else has submitted."""
         number = len(self.jobs()) + 1
-        (self.folder / "jobs" / str(number)).write_text(f"{number}|{state}|None|{name}\n")
+        self._write(number, f"{number}|{state}|None|{name}\n")
         return number
 
     def set(self, number: int, state: str, reason: str = "None") -> None:
         """What becomes of a job."""
-        (self.folder / "jobs" / str(number)).write_text(f"{number}|{state}|{reason}|{self.job(number).name}\n")
+        self._write(number, f"{number}|{state}|{reason}|{self.job(number).name}\n")
+
+    def _write(self, number: int, line: str) -> None:
+        """At once: squeue may be reading."""
+        (self.folder / "next").write_text(line)
+        (self.folder / "next").replace(self.folder / "jobs" / str(number))
 
     def looks(self) -> int:
         """How often squeue has answered."""
@@ -189,13 +194,14 @@ class RunningBroker:
 
     def stop(self) -> None:
         """Wait until it has ended by itself, as nobody waits any more."""
+        broker.IDLE_S = 0.0
         self.thread.join(20)
         self._short.cleanup()
         assert not self.thread.is_alive()
 
 
 def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look often, end soon, submit by the stand-in."""
+    """Look often, and submit by the stand-in; undoes what `stop` sets."""
     monkeypatch.setattr(broker, "POLL_S", 0.02)
-    monkeypatch.setattr(broker, "IDLE_S", 0.1)
+    monkeypatch.setattr(broker, "IDLE_S", 60.0)
     monkeypatch.setattr(broker, "SUBMIT", [sys.executable, "-c", SUBMITTER])

@@ -188,7 +188,7 @@ def fit(session: Session) -> Training:
     def loss_of(positions: range) -> Total:
         batch = loader.take(positions)
         # Dropout is a function of the step and of the part, also after a resume.
-        torch.manual_seed(_seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start))
+        seed_torch(_seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start), world.device)
         with precision(plan.precision, world.device):
             found: Total = root(batch)
         return found
@@ -318,6 +318,15 @@ def _rate_factors(lesson: Lesson) -> dict[str, float] | None:
         return None
     with torch.device("meta"):
         return rate_factors(lesson.learner, build_learner(plan.model, plan.base_spec, plan.objective))
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed the generator that a device draws from. `torch.manual_seed` seeds those of all kinds of devices, and writes
+    down who asked it where there is none: 3 ms, a tenth of a small cell's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _seed_of(*numbers: int) -> int:

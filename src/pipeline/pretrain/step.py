@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -52,49 +53,60 @@ class Moved(NamedTuple):
     votes: list[bool]
 
 
-@dataclass(frozen=True, eq=False)
 class Stepper:
-    """What takes steps: a learner with what moves it."""
+    """What takes steps: a learner with what moves it.
 
-    learner: nn.Module
-    optimiser: Optimiser
-    average: Average | None
-    clip_norm: float
-    world: World
-    how: How
-    root: nn.Module  # whose forward pass FSDP2 watches; the learner itself elsewhere
+    Parameters
+    ----------
+    root : whose forward pass FSDP2 watches; the learner itself elsewhere.
+    """
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        optimiser: Optimiser,
+        average: Average | None,
+        clip_norm: float,
+        world: World,
+        how: How,
+        root: nn.Module,
+    ) -> None:
+        self.learner, self.optimiser, self.average, self.root = learner, optimiser, average, root
+        self.clip_norm, self.world, self.how = clip_norm, world, how
+        # Kept, because to walk through the modules of a small learner takes a fiftieth of its step each time.
+        self.parameters = [value for value in learner.parameters() if value.requires_grad]
+        self.buffers = [value for value in learner.buffers() if value.is_floating_point()]
 
     def take(self, loss_of: LossOf, parts: list[range], rate: float, votes: Callable[[], Sequence[bool]]) -> Moved:
         """Take one step; `votes` are asked of this process after its gradients, and come back true where any said so.
 
         A step whose loss or gradient is not finite moves nothing, running means included.
         """
-        buffers = {name: value.clone() for name, value in self.learner.named_buffers() if value.is_floating_point()}
+        buffers = [value.clone() for value in self.buffers]
         total, weight = self._gradients(loss_of, parts)
         clips = sum(map(len, parts))
-        said = self.world.sum(torch.stack([total, weight, *map(total.new_tensor, (clips, *votes()))]).double())
+        said = torch.tensor([0.0, 0.0, clips, *votes()], dtype=torch.float64, device=total.device)
+        said[0], said[1] = total, weight
+        loss_sum, divisor, seen, *voted = self.world.sum(said).tolist()
         if not self.how.sharded:
-            sum_gradients(self._parameters, self.world)
-        loss, divisor = said[0] / said[1], said[1].item()
-        norm = gradient_norm(self._parameters, self.world) / divisor
-        row = torch.stack((loss, norm.to(loss))).tolist()
-        finite = row[0] - row[0] == 0 == row[1] - row[1]
-        if finite:
-            scale_gradients(self._parameters, min(1.0, self.clip_norm / (row[1] + 1e-6)) / divisor)
+            sum_gradients(self.parameters, self.world)
+        loss, norm = loss_sum / divisor, gradient_norm(self.parameters, self.world).item() / divisor
+        if isfinite(loss) and isfinite(norm):
+            scale_gradients(self.parameters, min(1.0, self.clip_norm / (norm + 1e-6)) / divisor)
             self.optimiser.step(rate)
             if self.average:
                 self.average.update()
             average_buffers(self.learner, self.world)
         else:
-            row = [float("nan")] * 2
-            for name, value in self.learner.named_buffers():
-                if name in buffers:
-                    value.copy_(buffers[name])
-        return Moved(row[0], row[1], round(said[2].item()), [bool(vote) for vote in said[3:].tolist()])
+            loss = norm = float("nan")
+            for value, before in zip(self.buffers, buffers, strict=True):
+                value.copy_(before)
+        return Moved(loss, norm, round(seen), [vote > 0 for vote in voted])
 
     def _gradients(self, loss_of: LossOf, parts: list[range]) -> tuple[Tensor, Tensor]:
         """Leave the gradients of the summed loss in the parameters; the sum, and what it is to be divided by."""
-        self.learner.zero_grad(set_to_none=True)
+        for value in self.parameters:
+            value.grad = None
         totals, weights = [], []
         for number, positions in enumerate(parts):
             accumulate(self.root, last=number == len(parts) - 1)
@@ -105,10 +117,6 @@ class Stepper:
             totals.append(found.total.detach())
             weights.append(torch.as_tensor(found.weight, device=found.total.device, dtype=totals[-1].dtype))
         return torch.stack(totals).sum(), torch.stack(weights).sum()
-
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [value for value in self.learner.parameters() if value.grad is not None]
 
 
 def parts_of(batch: int, step: int, world: World, micro_batch: int | None) -> list[range]:
