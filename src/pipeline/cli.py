@@ -278,8 +278,9 @@ def _pretrain(arguments: Arguments) -> int:
         from pipeline.pretrain.processes import spawn
 
         return spawn(arguments.command, processes)
-    from pipeline.pretrain.launch.local import train_here
+    from pipeline.pretrain.launch.local import stop_by_signal, train_here
 
+    stop_by_signal()
     train_here(arguments.config, arguments.cell, arguments.output, arguments.threads)
     return EXIT_DONE
 
@@ -311,13 +312,16 @@ def _status(arguments: Arguments) -> None:
     from pipeline.pretrain.status import show
 
     study, layout = _study(arguments)
-    show(study, layout, arguments.watch, arguments.json)
+    show(study, layout, arguments.watch, arguments.json, arguments.all)
 
 
 def _cancel(arguments: Arguments) -> None:
+    from pipeline import grid
     from pipeline.pretrain.launch.client import cancel
 
-    _, layout = _study(arguments)
+    study, layout = _study(arguments)
+    if arguments.cell is not None:
+        grid.require_cell(study, arguments.cell)
     print(cancel(layout.root.absolute(), arguments.cell), end="")
 
 
@@ -504,6 +508,7 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "state, step, loss, throughput and job of every cell of the grid", output=False)
     status.add_argument("--watch", action="store_true", help="refresh until interrupted")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--all", action="store_true", help="list every cell, also more than fit on the screen")
     cancel = add("cancel", _cancel, "end the SLURM jobs of a study; trained steps are kept", output=False)
     cancel.add_argument("--cell", default=None, metavar="PATH", help="of one cell only")
     released = verbs.add_parser(

@@ -227,6 +227,7 @@ class CellCompute(Strict):
     gpus: int | None = Field(None, ge=0, description="GPUs a node, one process each")
     memory_mb: Count | None = Field(None, description="Memory a node, MB")
     runtime_min: Count | None = Field(None, description="Time limit of a job, minutes; a cell goes on in the next one")
+    signal_s: Count | None = Field(None, description="Seconds before that limit at which a job is told to save")
     micro_batch_clips: Count | None = Field(None, description="Clips a process computes at once; gradients add up")
     parallel: Parallel | None = Field(None, description="data: whole weights in each process; fsdp: a part in each")
     activation_checkpointing: bool | None = Field(None, description="Compute a block's forward pass again in backward")
@@ -424,6 +425,7 @@ class Compute(Strict):
     gpus: int = Field(0, ge=0, description="GPUs a node, one process each; 0: one process without")
     memory_mb: Count = Field(2000, description="Memory a node, MB")
     runtime_min: Count = Field(60, description="Time limit of a job, minutes; a cell goes on in the next one")
+    signal_s: Count = Field(90, description="Seconds before that limit at which a job is told to save")
     micro_batch_clips: Count | None = Field(
         None, description="Clips a process computes at once, the rest of the batch follows; empty: all of its share"
     )

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO = ("config/demo.yaml", "tests/slurm/figure4.yaml")  # the demo cut down: seconds a cell
 LONG = (*DEMO, "tests/slurm/long.yaml")  # of it, two cells that train long enough to be interrupted
 RESULTS = Path("results/slurm")
-CELL = "swift_v2/w6/N6-T160/draw0-main/seed0"
+CELL, OTHER = "swift_v2/w6/N6-T160/draw0-main/seed0", "swift_v2/w6/N6-T160/draw0-main/seed1"  # the watched one first
+
+QUARTER = 50  # of the steps of long.yaml
 
 # What this site edits in profiles/slurm: it has no accounting, and nobody wants to wait.
 SITE = {
@@ -92,7 +97,7 @@ class Checkout:
         return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in zip(names, files, strict=True)}
 
     def attempts(self, cell: str = CELL) -> list[dict[str, Any]]:
-        """Every start of a training process of a cell."""
+        """Every start of a training process of a cell, `step` and `pid` among what is known of it."""
         file = self.results / "pretrain" / cell / "state" / "attempts.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -102,22 +107,43 @@ class Checkout:
             (int(file.stem.removeprefix("step-")) for file in self.state.glob("*/step-*.safetensors")), default=0
         )
 
-    def training(self) -> Job:
-        """The job of the watched cell, once it runs and has saved something."""
-        wait_for(lambda: self.saved() and self._running(), 120, self.told)
+    def training(self, *others: str) -> Job:
+        """The job of the watched cell, once it runs and has saved a quarter, and the other cells have started."""
+        wait_for(
+            lambda: self.saved() >= QUARTER and self._running() and all(map(self.attempts, others)), 120, self.told
+        )
         return self._running()[0]
+
+    @contextmanager
+    def held_up(self, *cells: str) -> Iterator[None]:
+        """The trainings of these cells stand still for the length of the block.
+
+        So they cannot be over before what is to happen to them has happened, however fast the machine is.
+        """
+        pids = [self.attempts(cell)[-1]["pid"] for cell in cells]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def told(self) -> str:
         """What a person would look at: the queue, our output, the job's and the broker's."""
         logs = [self.log, self.results / "logs" / "broker.log", *sorted(self.state.glob("slurm/*.err"))]
         texts = [f"\n--- {file}\n{file.read_text()[-3000:]}" for file in logs if file.exists()]
-        return "\n".join(["", *map(str, self.slurm.jobs()), str(self.attempts()), *texts])
+        return "\n".join(["", self.slurm.listing(), str(self.attempts()), *texts])
 
-    def nothing_left(self) -> bool:
-        """Whether no job is in the queue, and nobody who waits for one runs; they have 15 s to leave."""
-        cluster = self.slurm
-        wait_for(lambda: not cluster.processes() and all(job.ended for job in cluster.jobs()), 15, patient=True)
-        return not cluster.processes() and all(job.ended for job in cluster.jobs())
+    def left(self) -> list[Any]:
+        """Jobs in the queue, and processes that wait for one, watch it or work in it; they have 15 s to leave."""
+        found: list[Any] = []
+
+        def gone() -> bool:
+            found[:] = [job for job in self.slurm.jobs() if not job.ended] + self.slurm.processes()
+            return not found
+
+        wait_for(gone, 15, patient=True)
+        return found
 
     def take_data(self, made: Checkout) -> None:
         """Take over what another checkout has made before pretraining; big files are shared with it."""

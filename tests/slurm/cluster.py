@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import secrets
 import shlex
 import shutil
@@ -170,9 +171,8 @@ class Cluster:
 
     def run(self, *command: str) -> str:
         """Standard output of a client command; an error of the command is raised."""
-        done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False
-        )
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}{self._logs()}")
         return done.stdout.strip()
@@ -182,6 +182,14 @@ class Cluster:
         listing = self.run("squeue", "--states=all", "--noheader", "--sort=i", "--Format", JOB_FORMAT)
         rows = (line.split("|") for line in listing.splitlines())
         return [Job(row[0], row[1], row[2], int(row[3]), row[4], row[5].strip()) for row in rows]
+
+    def listing(self) -> str:
+        """The same for a person: a line a job, Snakemake's with its rule, the others with their name."""
+        return "\n".join(
+            f"{job.id:>4}  {job.partition:6}  {job.state:9}  requeued {job.restarts}  "
+            f"{job.name if job.comment == '(null)' else job.comment}"
+            for job in self.jobs()
+        )
 
     def processes(self) -> list[int]:
         """Every process that lives by this cluster except its daemons: jobs, and who submitted or waits for them."""
@@ -282,20 +290,16 @@ def missing() -> str:
 
 
 def wait_for(
-    true: Callable[[], object],
-    seconds: float,
-    report: Callable[[], str] = str,
-    patient: bool = False,
-    every_s: float = 0.1,
+    true: Callable[[], object], seconds: float, report: Callable[[], str] = str, patient: bool = False
 ) -> None:
     """Return once `true()` holds; after so many seconds raise TimeoutError with the report, or return if `patient`."""
-    end = time.monotonic() + seconds
+    until = time.monotonic() + seconds
     while not true():
-        if time.monotonic() > end:
+        if time.monotonic() > until:
             if patient:
                 return
             raise TimeoutError(f"not within {seconds:g} s{report()}")
-        time.sleep(every_s)
+        time.sleep(0.1)
 
 
 def end(pids: Iterable[int], number: int = signal.SIGTERM) -> None:
@@ -310,12 +314,12 @@ def end(pids: Iterable[int], number: int = signal.SIGTERM) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports on which nobody listens, below those that the kernel gives to clients."""
+    found: list[int] = []
+    while len(found) < count:
+        with suppress(OSError), socket.create_server(("", port := random.randrange(20_000, 32_000))):
+            found.append(port)
+    return found
 
 
 def _program(name: str) -> str | None:
@@ -348,6 +352,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def main() -> None:
+    """The command line at the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["start", "stop", "env"])
     parser.add_argument("folder", type=Path)
@@ -358,11 +363,7 @@ def main() -> None:
         cluster.stop()
         return
     if arguments.action == "start":
-        try:
-            cluster.start()
-        except BaseException:
-            cluster.stop()
-            raise
+        cluster.__enter__()
     for name, value in cluster.environment.items():
         print(f"export {name}={shlex.quote(value)}")
 

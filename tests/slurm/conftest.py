@@ -41,14 +41,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Checko
     made = shared / "prepared"
     with (shared / "prepared.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
+        if not (shared / "prepared.done").exists():
             check_out(made).build("cells", config=LONG)
+            (shared / "prepared.done").touch()
     return Checkout(made)
 
 
 @pytest.fixture
-def site(cluster: Cluster, prepared: Checkout, tmp_path: Path) -> Checkout:
-    """A working copy on the cluster in which everything before pretraining is done."""
+def site(cluster: Cluster, prepared: Checkout, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Checkout]:
+    """A working copy on the cluster in which everything before pretraining is done; prints at the end what happened."""
     copy = check_out(tmp_path / "site", cluster)
     copy.take_data(prepared)
-    return copy
+    yield copy
+    starts = [attempt["step"] for attempt in copy.attempts()]
+    print(f"{request.node.name}\n{cluster.listing()}\ntrainings began at steps {starts}")

@@ -13,13 +13,11 @@ def test_figure4_runs_through_the_profile(cluster: Cluster, tmp_path: Path) -> N
     site = check_out(tmp_path / "site", cluster)
     done = site.run("snakemake", "--profile", "slurm", "figure4", "--configfile", *DEMO)
     jobs = cluster.jobs()
-    print(f"{len(jobs)} jobs")
-    for job in jobs:
-        print(f"{job.id:>4}  {job.partition:6}  {job.state:10}  {job.comment if job.comment != '(null)' else job.name}")
+    print(f"{len(jobs)} jobs\n{cluster.listing()}")
     assert done.returncode == 0, done.stderr[-6000:] + site.told()
     assert (site.results / "figures" / "figure4.png").is_file()
     assert {job.state for job in jobs} == {"COMPLETED"}
-    assert site.nothing_left(), site.told()
+    assert site.left() == []
     # One job a cell, on the partition with GPUs, and the same encoders as on this machine alone.
     alone = check_out(tmp_path / "alone")
     alone.take_data(site)

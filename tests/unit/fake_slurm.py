@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.pretrain.launch import broker, queue
+from pipeline.pretrain.launch.client import connect
 
 SCRIPTS = {
     "srun": "exit 1",
@@ -132,8 +132,11 @@ class Client:
     """What a waiting shell reads."""
 
     def __init__(self, folder: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(str(folder / "socket"))
+        ends = time.monotonic() + 20
+        while (found := connect(folder)) is None and time.monotonic() < ends:
+            time.sleep(0.01)  # its socket is bound before it listens
+        assert found, "no broker"
+        self._socket = found
         self._socket.settimeout(20)
         self._stream = self._socket.makefile("rw", encoding="utf-8")
 

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -170,9 +171,21 @@ def test_an_error_of_the_thread_comes_up_at_the_next_checkpoint(tmp_path):
     store = stored(tmp_path, 1)
     with failing_disk(errno.ENOSPC):
         store.save_later(2, tensors_of(2), {"step": 2})
-        with pytest.raises(InputError, match=rf"{step_file(2)}.*No space left on device"):
+        with pytest.raises(InputError, match=rf"{step_file(3)}.*No space left on device"):
             store.save_later(3, tensors_of(3), {"step": 3})
     assert names(tmp_path) == [step_file(1)]
+
+
+def test_a_disk_that_works_again_takes_the_next_checkpoint(tmp_path):
+    store = stored(tmp_path, 1)
+    with failing_disk(errno.ENOSPC):
+        store.save_later(2, tensors_of(2), {"step": 2})
+        while not store.failed:
+            time.sleep(0.001)
+    store.save_later(3, tensors_of(3), {"step": 3})
+    assert not store.failed
+    assert names(tmp_path) == [step_file(1), step_file(3)]
+    assert same(store.load()[0], tensors_of(3))
 
 
 def test_who_lost_the_cell_writes_nothing(tmp_path):

@@ -18,12 +18,13 @@ from pipeline.artefact import read_json, read_table, write_json
 from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell
 from pipeline.pretrain import lesson, stage
+from pipeline.pretrain.checkpoint import Store
 from pipeline.pretrain.course import COLUMN, Training
 from pipeline.pretrain.distributed import World
 from pipeline.pretrain.lease import Lease
 from pipeline.pretrain.schedule import route
 from pipeline.pretrain.step import parts_of
-from pipeline.pretrain.trainer import Recipe, train
+from pipeline.pretrain.trainer import Hooks, Recipe, train
 
 CELL = Cell("swift_v2", "w6", 4, 24)
 WSD = {"schedule": "warmup-stable-decay", "decay": 0.25}
@@ -70,7 +71,8 @@ def test_branches_are_data_points_and_leave_the_trunk_bitwise_alone(pool: Path, 
     assert alone["points"] == []
     assert [(point["branch"], point["steps"]) for point in branched["points"]] == [(1, 8), (2, 12)]
     assert (branched["steps"], branched["tokens"]) == (alone["steps"], alone["tokens"])
-    assert branched["train_flops"] == pytest.approx(alone["train_flops"] * (16 + 2 + 3) / 16)
+    assert branched["train_flops"] == alone["train_flops"] == alone["spent_flops"]
+    assert branched["spent_flops"] == pytest.approx(alone["train_flops"] * (16 + 2 + 3) / 16)
     history = read_table(tmp_path / "branched/history.parquet")
     assert history["branch"].tolist() == [0] * 6 + [1] * 2 + [0] * 3 + [2] * 3 + [0] * 7
     assert history["step"].tolist() == [*range(1, 9), *range(7, 13), *range(10, 17)]
@@ -209,6 +211,62 @@ def test_steps_of_a_line_with_branches_have_two_numbers() -> None:
     assert steps == list(training.to_come()) == [*range(8), *range(6, 16)]
     training.taken = 7
     assert list(training.to_come()) == [7, *range(6, 16)]
+
+
+def linear(course: list[float]) -> tuple[torch.nn.Module, Any]:
+    """A model whose loss of a step is that of the course, by its one weight."""
+    model = torch.nn.Linear(1, 1, bias=False)
+
+    def loss_of(positions: range) -> torch.Tensor:
+        return model.weight.sum() * 0 + course[positions.start // 4]
+
+    return model, loss_of
+
+
+@pytest.mark.parametrize("bad", [{3}, set(range(3, 40))], ids=["one step", "all from the fourth"])
+def test_steps_that_are_not_finite_are_saved_like_others(tmp_path: Path, bad: set[int]) -> None:
+    model, loss_of = linear([torch.nan if step in bad else 1.0 for step in range(40)])
+    store = Store(tmp_path, {"cell_hash": "c"})
+    training = train(model, loss_of, Recipe(40, 4, 1e-2, 0.1, 0.0, 1.0, 10.0, 1e-9), store)
+    assert (training.status, training.skipped) == (("completed", 1) if len(bad) == 1 else ("diverged", 6))
+    _, numbers = store.load()
+    assert (numbers["taken"], numbers["skipped"], numbers["status"]) == (
+        training.taken,
+        training.skipped,
+        training.status,
+    )
+
+
+def test_a_training_that_ends_inside_a_branch_leaves_the_trunk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1)
+    recipe = Recipe(16, 4, 1e-2, 0.1, 0.0, 1.0, 10.0, 1e-9, schedule="warmup-stable-decay", decay=0.25, branches=(0.5,))
+    seen: list[torch.Tensor] = []
+
+    def loss_of(positions: range) -> torch.Tensor:
+        seen.append(model.weight.detach().clone())
+        broken = len(seen) == 8  # the second step of the branch, which begins at step 6
+        return (model(torch.full((4, 1), float(positions.start))) - 1).square().mean() * (1e6 if broken else 1)
+
+    training = train(model, loss_of, recipe, Store(tmp_path, {}))
+    assert (training.status, training.taken, training.step) == ("diverged", 8, 6)
+    assert torch.equal(model.weight, seen[6]), "the weights from which the branch left"
+
+
+def test_parts_of_a_step_are_at_one_place_of_the_schedule(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, total_of = [], stage.total_of
+    monkeypatch.setattr(stage, "total_of", lambda objective, batch: seen.append(batch) or total_of(objective, batch))
+    run(pool, small_study({"micro_batch_clips": 1}), CELL, tmp_path)
+    assert [batch.progress for batch in seen] == [step / 8 for step in range(8) for _ in range(2)]
+
+
+def test_what_follows_the_weights_stays_where_a_step_was_skipped() -> None:
+    model, loss_of = linear([1.0, torch.nan, 1.0, 1.0])
+    told: list[float] = []
+    train(model, loss_of, Recipe(4, 4, 1e-2, 0.1, 0.0, 1.0, 10.0, 600.0), hooks=Hooks(after_step=told.append))
+    assert told == [0.25, 0.75, 1.0]
 
 
 # --- nothing is lost, nobody writes twice --------------------------------------------------------------------------

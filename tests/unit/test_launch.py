@@ -21,7 +21,7 @@ from pipeline.cli import main
 from pipeline.config import Study, dump_study
 from pipeline.errors import InputError, Unfinished
 from pipeline.pretrain.launch import client, job, queue, submit
-from pipeline.pretrain.lease import Held, Lease
+from pipeline.pretrain.lease import Held, Lease, note_attempt
 
 CELL, OTHER = "vit/small/N8-T40/draw0-main/seed0", "vit/small/N8-T40/draw0-main/seed1"
 
@@ -381,6 +381,14 @@ def test_a_former_outcome_is_removed_with_the_next_submission(slurm: FakeSlurm, 
     assert slurm.jobs() == [1]
 
 
+def test_a_fault_of_one_cell_leaves_the_others_their_turn(
+    slurm: FakeSlurm, request_of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slurm.folder.is_dir()
+    monkeypatch.setattr(submit, "place", lambda *_: 1 / 0)
+    assert submit._safe(request_of, {}) == {"failed": "ZeroDivisionError: division by zero"}
+
+
 def test_options_that_are_none_are_told(request_of: dict[str, Any], slurm: FakeSlurm) -> None:
     with pytest.raises(InputError, match="--slurm-options: found 'constraint=a100'"):
         placed({**request_of, "slurm_options": "constraint=a100"})
@@ -443,6 +451,33 @@ def test_a_job_stopped_by_a_signal_is_requeued_once_unless_slurm_has_decided(
         signal.signal(signal.SIGUSR2, former)
     assert len(came) == requeues
     assert not (Path(training.state) / "outcome.json").exists()
+
+
+@pytest.mark.parametrize("rank", ["1", "0"])
+def test_whichever_process_fails_says_so_once(
+    training: job.Training, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    for error in (ZeroDivisionError("the first"), ZeroDivisionError("the second")):
+        monkeypatch.setattr(job, "train_here", ends_by(error))
+        with pytest.raises(SystemExit):
+            training()
+    said = json.loads((Path(training.state) / "outcome.json").read_text())["message"]
+    assert ("the first" in said) == (rank == "1"), "another process only speaks where none has; the first has its say"
+
+
+def test_a_job_that_never_comes_to_train_is_not_requeued_for_ever(
+    training: job.Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "train_here", ends_by(None))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "6")
+    note_attempt(Path(training.state), 0)
+    training()  # it began to train in this very start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "12")
+    with pytest.raises(SystemExit):
+        training()
+    outcome = json.loads((Path(training.state) / "outcome.json").read_text())
+    assert (outcome["code"], "5 starts in a row ended before training began" in outcome["message"]) == (1, True)
 
 
 def test_a_requeued_job_runs_the_same_training(training: job.Training) -> None:

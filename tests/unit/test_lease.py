@@ -102,20 +102,21 @@ def test_a_cell_that_a_living_process_trains_is_refused_and_the_holder_is_named(
 
 def test_a_process_that_lives_holds_its_lease_however_long_it_hangs(tmp_path: Path) -> None:
     plant(tmp_path, age_s=100 * STALE_S, **here())
-    with pytest.raises(Held), Lease(tmp_path, CELL):
+    with pytest.raises(Held) as refused, Lease(tmp_path, CELL):
         pass
+    assert refused.value.holder["pid"] == os.getpid()
 
 
 def test_a_dead_process_of_this_machine_loses_its_lease_at_once(tmp_path: Path) -> None:
     plant(tmp_path, age_s=0, **{**here(), "pid": dead_process()})
     with Lease(tmp_path, CELL) as lease:
-        lease.check()
+        assert read_lease(tmp_path)["token"] == lease.record["token"]
 
 
 def test_a_process_number_that_was_used_again_holds_nothing(tmp_path: Path) -> None:
     plant(tmp_path, age_s=0, **{**here(), "started": "1"})
     with Lease(tmp_path, CELL) as lease:
-        lease.check()
+        assert read_lease(tmp_path)["token"] == lease.record["token"]
 
 
 def test_a_holder_on_another_machine_is_alive_as_long_as_its_heart_beats(tmp_path: Path) -> None:

@@ -84,12 +84,22 @@ class Store:
             for older in self._newest_first()[KEPT:]:
                 older.unlink(missing_ok=True)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint that was being written is not on the disk, and another one is due."""
+        return bool(self._writing and self._writing.done() and self._writing.exception())
+
     def save_later(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """`save` in a thread; the caller changes neither tensors nor state any more.
 
-        One is written at a time: this waits for the one before, and raises what that one failed of.
+        One is written at a time: this waits for the one before. Where that one failed, this one is written here and
+        now: the disk may work again.
         """
-        self.wait()
+        try:
+            self.wait()
+        except InputError:
+            self.save(step, tensors, state)
+            return
         with_one_thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing = with_one_thread.submit(self.save, step, tensors, state)
         with_one_thread.shutdown(wait=False)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -50,7 +51,7 @@ class Training:
     taken : steps done, over all legs.
     clips : samples that went through the model, counted as they did, over all processes.
     lowest : of the smoothed loss.
-    recent : losses that are smoothed, NaN where a step was skipped.
+    recent : losses that are smoothed, None where a step was skipped: it is kept as JSON, which has no NaN.
     aside : lowest and recent of the trunk, while a branch is trained.
     points : what was scored at the end of each branch.
     seconds, data_seconds, energy_j : spent over all starts: in all, waiting for clips, and joules (None where the
@@ -63,8 +64,8 @@ class Training:
     skipped: int = 0
     clips: int = 0
     lowest: float = sys.float_info.max
-    recent: list[float] = field(default_factory=list)
-    aside: list[float] = field(default_factory=list)
+    recent: list[float | None] = field(default_factory=list)
+    aside: dict[str, Any] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
     status: Status | None = None
     seconds: float = 0.0
@@ -119,8 +120,8 @@ class Training:
 
     def smooth(self, loss: float) -> float:
         """Take in the loss of a step; the mean over the last steps."""
-        self.recent = [*self.recent[1 - SMOOTHED_STEPS :], loss]
-        finite = [value for value in self.recent if value == value]
+        self.recent = [*self.recent[1 - SMOOTHED_STEPS :], loss if isfinite(loss) else None]
+        finite = [value for value in self.recent if value is not None]
         return sum(finite) / len(finite) if finite else float("nan")
 
 

@@ -39,7 +39,7 @@ def spawn(command: Sequence[str], processes: int, grace_s: float = GRACE_S) -> i
     """
     here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     children: list[Child] = []
-    with _noted() as came:
+    with noted() as came:
         try:
             for rank in range(processes):
                 place = {**here, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -129,8 +129,8 @@ def _tell(children: Sequence[Child], number: int) -> None:
 
 
 @contextmanager
-def _noted() -> Iterator[list[int]]:
-    """Signals only enter the list that this yields."""
+def noted() -> Iterator[list[int]]:
+    """SIGTERM, SIGINT and SIGUSR2 only enter the list that this yields."""
     came: list[int] = []
     former = {number: signal.signal(number, lambda got, _frame: came.append(got)) for number in SIGNALS}
     try:

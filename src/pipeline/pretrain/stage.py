@@ -6,6 +6,8 @@ published from there, so that outputs that were deleted come back by the same co
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,6 +47,7 @@ from pipeline.stages import VERSIONS
 from pipeline.tables import HISTORY_SCHEMA
 
 DROPOUT_STREAM = 3  # keeps the draws of dropout apart from those of clips, masks and pairs
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 FILES = ("encoder.safetensors", "history.parquet", "model_card.md", "summary.json")  # the summary last
 
 
@@ -98,7 +101,7 @@ def run_cell(
     Unfinished : a signal came, or somebody else trains the cell; the same command goes on, or finds the result.
     """
     compute, root = study.compute_of(cell.architecture, cell.size), Path(state_root)
-    with joined(_device(compute)) as world, held(world, root, cell) as lease:
+    with told(cell, root), joined(_device(compute)) as world, held(world, root, cell) as lease:
         template = load_template(template_folder)
         people = choose_people(study, cell, manifests, draws, evaluation_set)
         plan = make_plan(study, cell, template, people, peak_rate(study, cell, learning_rate_file))
@@ -115,6 +118,26 @@ def run_cell(
             inputs = {**manifests, "draws": draws}
             keep(session, finished, training, cost, provenance("pretrain", VERSIONS["pretrain"], plan.hash, inputs))
             store.published(output_folder)
+
+
+@contextmanager
+def told(cell: Cell, state_root: Path) -> Iterator[None]:
+    """What a machine has too little of is told as such.
+
+    Raises
+    ------
+    InputError : the disk or the memory of the GPU is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "Lower compute.micro_batch_clips, or set activation_checkpointing or parallel: fsdp for this size."
+        raise InputError(f"cell {cell.path}", f"{error}".split(". ")[0], "room on the GPU", hint) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        hint = "Free space or mend the disk, then give the same command: it goes on from the newest whole checkpoint."
+        raise InputError(error.filename or state_root, f"{error.strerror}", "a disk that takes files", hint) from error
 
 
 @contextmanager
@@ -160,6 +183,8 @@ def open_store(
         "parallel": compute.parallel if world.size > 1 else "none",
         "micro_batch_clips": compute.micro_batch_clips,
         "compile": compute.compile,
+        "threads": torch.get_num_threads() if world.device.type == "cpu" else None,
+        "torch": torch.__version__,
     }
     identity = {"cell_hash": plan.hash, "contract": plan.contract}
     guard = lease.check if lease else None
@@ -179,7 +204,8 @@ def fit(session: Session) -> Training:
     begun: list[Training] = []
 
     def make(positions: range) -> Batch:
-        return drawn(objective, samples.batch(positions, positions.start / (recipe.batch * recipe.steps)))
+        # All parts of a step are at one place of the schedule.
+        return drawn(objective, samples.batch(positions, positions.start // recipe.batch / recipe.steps))
 
     def order() -> Iterator[range]:
         for step in begun[0].to_come():
@@ -302,7 +328,7 @@ def keep(session: Session, lesson: Lesson, training: Training, cost: Costs, reco
     summary = summarise(session.study, lesson, session.people, training, cost) | validation_columns(scores)
     collapsed = training.step > 0 and scores.effective_rank < session.study.pretrain.collapsed_rank
     summary["status"] = "collapsed" if collapsed and training.status == "completed" else training.status
-    summary |= {"processes": session.world.size, "starts": len(attempts(session.state_root)), "provenance": record}
+    summary |= {"processes": session.world.size, "starts": _starts(session), "provenance": record}
     folder, store = session.store.result_folder, session.store
     write_table(folder / "history.parquet", history_table(session.plan, training, cost), HISTORY_SCHEMA, record)
     save_model(folder / "encoder.safetensors", lesson.learner, session.plan.metadata)
@@ -310,6 +336,10 @@ def keep(session: Session, lesson: Lesson, training: Training, cost: Costs, reco
     write_json(folder / "summary.json", summary)
     store.keep_result(FILES)
     store.clear()
+
+
+def _starts(session: Session) -> int:
+    return sum(start.get("identity") == session.plan.hash for start in attempts(session.state_root))
 
 
 def _rate_factors(lesson: Lesson) -> dict[str, float] | None:
@@ -334,9 +364,15 @@ def _seed_of(*numbers: int) -> int:
 
 
 def _device(compute: Compute) -> str:
-    if compute.device != "auto":
-        return compute.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("compute.device", "cuda, and no GPU that torch can use", "a GPU", "Set it to auto or cpu.")
+    if compute.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    # A cell that was killed must end as one that ran through, also where kernels add up in any order they like.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    return "cuda"
 
 
 def choose_learning_rate(study: Study, architecture: str, summaries: Iterable[str | Path], output: str | Path) -> None:

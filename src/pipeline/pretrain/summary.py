@@ -25,7 +25,7 @@ def summarise(study: Study, lesson: Lesson, people: People, training: Training, 
     """What training cost and where it ended.
 
     `tokens` are those of the finished encoder, from the samples that were counted as they went through the model;
-    `train_flops` are of every sample, those of branches with them.
+    `train_flops` are what they cost, `spent_flops` those of branches with them.
     """
     plan, encoder = lesson.plan, lesson.learner.encoder
     parameters, whole = (
@@ -39,7 +39,8 @@ def summarise(study: Study, lesson: Lesson, people: People, training: Training, 
         "parameters": parameters,
         "decoder_parameters": whole - parameters,
         "flops_per_clip": float(cost.encode_flops),
-        "train_flops": float(cost.train_flops * training.clips),
+        "train_flops": float(cost.train_flops * trunk_clips(training)),
+        "spent_flops": float(cost.train_flops * training.clips),
         "steps": training.step,
         "skipped_steps": training.skipped,
         "batch_clips": plan.recipe.batch,

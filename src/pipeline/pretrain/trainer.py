@@ -7,11 +7,12 @@ bitwise equal to one that was not.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ from pipeline.pretrain.course import COUNTERS, Training, has_diverged
 from pipeline.pretrain.distributed import ALONE, World
 from pipeline.pretrain.meter import Meter
 from pipeline.pretrain.optimiser import Optimiser
+from pipeline.pretrain.processes import noted
 from pipeline.pretrain.schedule import Leg, learning_rate, route
 from pipeline.pretrain.state import fill, local, whole
 from pipeline.pretrain.step import How, LossOf, Moved, Stepper, parts_of
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 LOOKS_EVERY_S = 2.0  # between two looks for a stop file: on a network file system each is a question to a server
 
 
@@ -74,7 +75,7 @@ class Hooks:
     ----------
     begun : told the training when its last checkpoint is loaded, before its first step.
     report : told (steps taken, loss, learning rate) after each step.
-    after_step : told the share of the schedule that is done, after each step.
+    after_step : told the share of the schedule that is done, after each step that was not skipped.
     judge : scores the weights on held-out people; called on every process, and None where another one has the score.
     stalled : seconds that the training has waited for clips so far.
     sink : told (step, values) after each step, e.g. TensorBoard.
@@ -154,10 +155,12 @@ def train(
     loop.spent_j, loop.waited_s = loop.training.energy_j or 0.0, loop.training.data_seconds
     if hooks.begun:
         hooks.begun(loop.training)
-    with asked_to_stop() as stop:
+    with noted() as came, written_out(store):
         while loop.training.status is None and not loop.training.over:
-            run_step(loop, loss_of, stop)
+            run_step(loop, loss_of, lambda: bool(came))
     training = loop.training
+    if loop.trunk:  # it ended inside a branch: the finished encoder is the trunk's
+        return_to_trunk(loop)
     training.status = training.status or "completed"
     if store and world.same(training.seconds > recipe.checkpoint_every_s):
         save(loop)  # a fault while results are written must not cost the training
@@ -177,7 +180,7 @@ def run_step(loop: Loop, loss_of: LossOf, stop: Callable[[], bool]) -> None:
     rate = learning_rate(step, leg, recipe.steps, recipe.learning_rate, recipe.warmup, recipe.schedule)
     parts = parts_of(recipe.batch, step, loop.world, loop.stepper.how.micro_batch)
     moved = loop.stepper.take(loss_of, parts, rate, lambda: (stop(), *_votes(loop)))
-    if loop.hooks.after_step:
+    if loop.hooks.after_step and isfinite(moved.loss):
         loop.hooks.after_step((step + 1) / recipe.steps)
     _write_row(loop, training.branch(number), step, rate, moved)
     if has_diverged(training, moved.loss, recipe.diverged_above, recipe.falls_to_nothing):
@@ -206,7 +209,7 @@ def _votes(loop: Loop) -> tuple[bool, bool]:
     if loop.store is None or not loop.world.first:
         return False, False
     now = time.monotonic()
-    due, stopped = now - loop.saved > loop.recipe.checkpoint_every_s, False
+    due, stopped = loop.store.failed or now - loop.saved > loop.recipe.checkpoint_every_s, False
     if now - loop.looked > LOOKS_EVERY_S:
         loop.looked, stopped = now, loop.store.stop_file.exists()
     return due, stopped
@@ -255,30 +258,31 @@ def _validate(loop: Loop, number: int, done: int) -> None:
         return_to_trunk(loop)
 
 
+@contextmanager
+def written_out(store: Store | None) -> Iterator[None]:
+    """An error inside the block leaves when the checkpoint that is being written lies on the disk."""
+    try:
+        yield
+    except BaseException:
+        if store:
+            with suppress(Exception):  # the first error is the one to be told
+                store.wait()
+        raise
+
+
 def leave_trunk(loop: Loop) -> None:
     """Keep the state aside that a branch starts from; in the memory of the CPU, so that a GPU holds it once."""
     loop.trunk = {name: local(value).detach().to("cpu", copy=True) for name, value in loop.state.items()}
-    loop.training.aside = [loop.training.lowest, *loop.training.recent]
+    loop.training.aside = {name: copy(getattr(loop.training, name)) for name in ("lowest", "recent")}
 
 
 def return_to_trunk(loop: Loop) -> None:
     """Go on from the state that was kept aside, as if the branch had not been."""
     for name, value in loop.state.items():
         local(value).detach().copy_(loop.trunk[name])
-    loop.training.lowest, *loop.training.recent = loop.training.aside
-    loop.trunk, loop.training.aside = {}, []
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Signals only set a flag while the block runs; what it yields says whether one came."""
-    came: list[int] = []
-    former = {number: signal.signal(number, lambda got, _frame: came.append(got)) for number in SIGNALS}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    training = loop.training
+    training.lowest, training.recent = training.aside["lowest"], training.aside["recent"]
+    loop.trunk, training.aside = {}, {}
 
 
 def save(loop: Loop) -> None:
@@ -290,7 +294,8 @@ def save(loop: Loop) -> None:
         return
     tensors |= {f"trunk/{name}": value for name, value in trunk.items()}
     tensors["history"] = training.history[: training.taken].clone()
-    loop.store.save_later(training.taken, tensors, {name: getattr(training, name) for name in COUNTERS})
+    counters = {name: copy(getattr(training, name)) for name in COUNTERS}  # points grow while it is being written
+    loop.store.save_later(training.taken, tensors, counters)
 
 
 def resume(loop: Loop) -> None:

@@ -26,6 +26,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -267,7 +268,8 @@ class Broker:
             where = "before training began" if last[0] < 0 else f"in training from step {last[0]}"
             logs = cell.state / "slurm"
             message = f"{what}; {cell.limit} jobs in a row ended {where} (compute.starts_without_progress)."
-            self._end(name, EXIT_BUG, f"{message} Their logs: {logs}/{_tail(logs / f'{cell.job}_0_log.err')}")
+            written = sorted(logs.glob(f"{cell.job}_*_log.err"), key=lambda path: path.stat().st_mtime)
+            self._end(name, EXIT_BUG, f"{message} Their logs: {logs}/{_tail(written[-1]) if written else ''}")
             return
         self._forget(cell)
         self._tell(name, f"{what}; submitted again")
@@ -279,7 +281,7 @@ class Broker:
 
     def _submit(self) -> None:
         if self.submission is None:
-            names = [name for name, cell in self.cells.items() if self._ready(cell)][:BATCH]
+            names = list(islice((name for name, cell in self.cells.items() if self._ready(cell)), BATCH))
             if names:
                 requests = [self.cells[name].request for name in names]
                 text = json.dumps({"folder": str(self.folder), "requests": requests})
@@ -373,8 +375,6 @@ def _line(text: str) -> Message | None:
 
 
 def _tail(path: Path, lines: int = 5) -> str:
-    if not path.is_file():
-        return ""
     return path.name + ":\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 

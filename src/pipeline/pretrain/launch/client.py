@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import EXIT_BUG, EXIT_UNFINISHED, InputError
+from pipeline.errors import EXIT_BUG, EXIT_UNFINISHED, InputError, Unfinished
 from pipeline.pretrain.launch import queue
 
 STARTING_S = 30.0  # for a broker to start, on a file system that answers slowly
@@ -142,7 +142,7 @@ def connect_or_start(root: Path, folder: Path) -> socket.socket:
             if process is None or process.poll() is not None:
                 process = _start(root, folder)
             time.sleep(0.05)
-    raise TimeoutError(f"No broker started within {STARTING_S:.0f} s. See {root}/logs/broker.log.")
+    raise Unfinished(f"no broker started within {STARTING_S:.0f} s. See {root}/logs/broker.log.")
 
 
 def _start(root: Path, folder: Path) -> subprocess.Popen[bytes]:

@@ -15,11 +15,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artefact import write_json
+from pipeline.artefact import read_json, write_json
 from pipeline.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DONE, EXIT_UNFINISHED, InputError, Unfinished
 from pipeline.pretrain.launch import queue
 from pipeline.pretrain.launch.local import train_here
-from pipeline.pretrain.lease import Held, Lost
+from pipeline.pretrain.lease import Held, Lost, attempts
 
 OUTCOME = "outcome.json"
 
@@ -34,6 +34,7 @@ class Training:
 
     config, cell, output, threads : of the verb `pretrain`; paths are absolute, or relative to where it was submitted.
     state : state root of the cell, where `outcome.json` says how the job ended.
+    limit : starts in a row that may end before training begins.
     """
 
     config: str
@@ -41,6 +42,7 @@ class Training:
     output: str
     threads: int
     state: str
+    limit: int = 5
 
     @property
     def command(self) -> list[str]:
@@ -57,11 +59,23 @@ class Training:
         except Requeue:
             _requeue()
             return
-        if _first():
+        # Of several processes the first speaks; one that fails does, too, since its end takes the first along.
+        if _first() or (code not in (EXIT_DONE, EXIT_UNFINISHED) and not self._told()):
             ended = {"code": code, "message": message, "job": os.environ.get("SLURM_JOB_ID")}
             write_json(Path(self.state) / OUTCOME, ended | {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         if code:
             raise SystemExit(code)
+
+    def _told(self) -> bool:
+        """Whether another process of this job has said how it ended."""
+        path = Path(self.state) / OUTCOME
+        return path.is_file() and read_json(path).get("job") == os.environ.get("SLURM_JOB_ID")
+
+    def _gets_nowhere(self) -> bool:
+        """Whether SLURM has started this job again and again and no training began since."""
+        restarts, job = int(os.environ.get("SLURM_RESTART_COUNT") or 0), os.environ.get("SLURM_JOB_ID")
+        begun = [start["restarts"] for start in attempts(Path(self.state)) if start["job"] == job]
+        return restarts - max(begun, default=-1) > self.limit
 
     def _train(self) -> tuple[int, str]:
         """Exit code and message of the training.
@@ -70,6 +84,9 @@ class Training:
         ------
         Requeue : a signal stopped it.
         """
+        if _first() and self._gets_nowhere():
+            what = f"{self.limit} starts in a row ended before training began (compute.starts_without_progress)."
+            return EXIT_BUG, f"{what} Their log: {_log(Path(self.state))}"
         try:
             train_here(Path(self.config), self.cell, Path(self.output), self.threads)
         except InputError as error:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+from typing import NoReturn
+
+from pipeline.errors import Unfinished
+from pipeline.pretrain.processes import SIGNALS
 
 
 def use_threads(count: int) -> None:
@@ -14,8 +19,18 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def stop_by_signal() -> None:
+    """Signals before and after the training itself, which has its own way with them, end this process in good order."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise Unfinished(f"stopped by {signal.Signals(number).name} before or after training.")
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+
+
 def train_here(config: Path, cell: str, output: Path, threads: int) -> None:
-    """Pretrain one cell of the study of `config`; results lie beside `output`, training state where the layout says.
+    """Pretrain one cell of the study of `config`; results lie beside `output`, training state in `state/` beside it.
 
     Raises
     ------
@@ -39,6 +54,6 @@ def train_here(config: Path, cell: str, output: Path, threads: int) -> None:
         evaluation_set=layout.evaluation_set,
         learning_rate_file=layout.learning_rate(trained.architecture),
         output_folder=output.parent,
-        state_root=layout.cell("pretrain", trained) / "state",
+        state_root=output.parent / "state",
         flatmap_folder=layout.flatmap.parent,
     )

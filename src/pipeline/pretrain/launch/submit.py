@@ -27,7 +27,6 @@ from pipeline.pretrain.lease import alive, read_lease, who
 from pipeline.stages import stage_settings, stage_version
 
 UNLIMITED = 10**9  # time-outs: a cell may take any number of jobs, as long as it gets on
-SIGNAL_S = 90  # from the signal to save to the time limit; more with `--slurm-options=--signal=USR2@300`
 # What sbatch says where it did not refuse, but could not tell, or has no room now: asked again later.
 PASSING = re.compile(r"unable to contact|timed out|connection|temporarily|SubmitJobLimit|MaxSubmit", re.IGNORECASE)
 FORMER = re.compile(r"SLURM_(?!CONF$)|SBATCH_|RANK$|WORLD_SIZE$|LOCAL_RANK$|MASTER_")
@@ -66,6 +65,8 @@ def _safe(request: Request, jobs: Mapping[str, queue.Job]) -> Answer:
         return place(request, jobs)
     except InputError as error:
         return {"code": EXIT_BAD_INPUT, "message": str(error)}
+    except Exception as error:  # a fault of one cell is told of that cell, and the others have their turn
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def place(request: Request, jobs: Mapping[str, queue.Job]) -> Answer:
@@ -108,7 +109,14 @@ def _submit(request: Request, compute: Compute, state: Path, name: str) -> Answe
     executor.update_parameters(**_parameters(request, wanted, compute, name))
     try:
         job = executor.submit(
-            Training(request["config"], request["cell"], request["output"], compute.threads, str(state))
+            Training(
+                config=request["config"],
+                cell=request["cell"],
+                output=request["output"],
+                threads=compute.threads,
+                state=str(state),
+                limit=compute.starts_without_progress,
+            )
         )
     except FailedJobError as error:
         _remove_leftovers(state / "slurm")
@@ -131,6 +139,7 @@ def _wanted(request: Request, compute: Compute) -> dict[str, int]:
 def _parameters(request: Request, wanted: Mapping[str, int], compute: Compute, name: str) -> dict[str, Any]:
     """Parameters of submitit: one process a GPU, each with the cell's threads."""
     gpus, limit_s = wanted["gpus"], 60 * wanted["runtime_min"]
+    signal_s = min(compute.signal_s, limit_s // 3)
     parameters = {
         "job_name": name,
         "time": wanted["runtime_min"],
@@ -139,7 +148,7 @@ def _parameters(request: Request, wanted: Mapping[str, int], compute: Compute, n
         "cpus_per_task": compute.threads,
         "gpus_per_node": gpus or None,
         "mem": f"{wanted['memory_mb']}M",
-        "signal_delay_s": min(SIGNAL_S, limit_s // 3),
+        "signal_delay_s": signal_s,
         "srun_args": ["--kill-on-bad-exit=1"],  # the other processes would wait for one that has failed
         "additional_parameters": {"requeue": True, **_options(request["slurm_options"])},
     }
