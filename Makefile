@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo smoke test slurm-test lint format bench clean
+.PHONY: help demo smoke test slurm-test soak lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ slurm-test: $(VENV)/.installed ## training on a real SLURM of one node: preempte
 	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || { apt-get -q update \
 	&& DEBIAN_FRONTEND=noninteractive apt-get -q --yes install --no-install-recommends slurm-wlm munge; }
 	pytest tests/slurm --numprocesses 8 --verbose -rP --durations 0
+
+soak: $(VENV)/.installed ## fifty trainings killed while they compute and while they write, each to end bitwise equal
+	PYTHONPATH=tests/unit python tests/faults/soak_killed_runs.py
 
 lint: $(VENV)/.installed ## style, types, layers, workflow
 	ruff check .

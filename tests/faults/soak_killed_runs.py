@@ -46,7 +46,7 @@ from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell
-from pipeline.pretrain import checkpoint
+from pipeline.pretrain import checkpoint, lease
 from pipeline.pretrain.checkpoint import Store
 from pipeline.pretrain.lease import attempts
 from pipeline.pretrain.stage import run_cell
@@ -170,8 +170,9 @@ IN_CHECKPOINT: dict[str, Arm] = {
     "before an older one is removed": partial(before, Path, "unlink", on_checkpoint),
     "after an older one is removed": partial(after, Path, "unlink", on_checkpoint),
 }
-A_CLIP = "while a clip is read"  # two a step
+A_LEASE, A_CLIP = "before its lease is written", "while a clip is read"  # once; two a step
 IN_STEP: dict[str, Arm] = {
+    A_LEASE: partial(before, lease, "_write", anywhere),
     A_CLIP: partial(before, Runs, "clip", anywhere),
     "between gradients and optimiser": partial(after, torch.autograd, "backward", anywhere),
 }
@@ -201,7 +202,7 @@ def plans(runs: int) -> list[list[Kill]]:
 
 def passes_of(point: str, rng: random.Random) -> int:
     """How often a run passes a point unharmed: never, where it comes up once."""
-    if point in IN_RESULT:
+    if point in IN_RESULT or point == A_LEASE:
         return 0
     return rng.randrange(2, 2 * PASSES) if point == A_CLIP else rng.randrange(PASSES - 2)
 

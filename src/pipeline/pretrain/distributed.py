@@ -177,7 +177,9 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: itself, or the shard of a DTensor, in the same memory."""
-    to_local: Callable[[], Tensor] = getattr(tensor, "to_local", tensor.detach)
+    to_local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    if to_local is None:
+        return tensor.detach()  # a context a tensor costs more than the optimiser does
     with torch.no_grad():
         return to_local()
 

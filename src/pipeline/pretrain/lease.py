@@ -175,13 +175,22 @@ def _take(path: Path, record: Record) -> int:
 
 
 def _create(path: Path, record: Record) -> int:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    """The file appears with what it says, or not at all: one that a kill left empty would count as alive for minutes.
+
+    Raises
+    ------
+    FileExistsError : it is there.
+    """
+    file, name = tempfile.mkstemp(prefix=".lease-", dir=path.parent)
     try:
         _write(file, record)
+        os.fchmod(file, 0o644)
+        os.link(name, path)
     except OSError:
         os.close(file)
-        path.unlink(missing_ok=True)
         raise
+    finally:
+        Path(name).unlink()
     return file
 
 

@@ -189,6 +189,7 @@ def open_store(
     identity = {"cell_hash": plan.hash, "contract": plan.contract}
     guard = lease.check if lease else None
     folder = state_root / plan.hash
+    folder.mkdir(parents=True, exist_ok=True)  # a person may want to put a stop file there before the first checkpoint
     return Store(folder, identity, arithmetic, compute.any_world_size, guard, world.first, scored_by)
 
 
@@ -203,18 +204,19 @@ def fit(session: Session) -> Training:
     arrange(session, root)
     begun: list[Training] = []
 
-    def make(positions: range) -> Batch:
+    def make(positions: range) -> tuple[Batch, int]:
         # All parts of a step are at one place of the schedule.
-        return drawn(objective, samples.batch(positions, positions.start // recipe.batch / recipe.steps))
+        batch = samples.batch(positions, positions.start // recipe.batch / recipe.steps)
+        # Dropout is a function of the step and of the part, also after a resume.
+        return drawn(objective, batch), _seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start)
 
     def order() -> Iterator[range]:
         for step in begun[0].to_come():
             yield from parts_of(recipe.batch, step, world, session.compute.micro_batch_clips)
 
     def loss_of(positions: range) -> Total:
-        batch = loader.take(positions)
-        # Dropout is a function of the step and of the part, also after a resume.
-        seed_torch(_seed_of(plan.cell.seed, DROPOUT_STREAM, positions.start), world.device)
+        batch, seed = loader.take(positions)
+        seed_torch(seed, world.device)
         with precision(plan.precision, world.device):
             found: Total = root(batch)
         return found
