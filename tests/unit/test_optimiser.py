@@ -12,8 +12,10 @@ import torch
 from tiny_models import tiny
 from torch import Tensor, distributed, multiprocessing, nn
 
+from pipeline.errors import InputError
 from pipeline.models import describe
 from pipeline.pretrain.optimiser import NEWTON_SCHULZ, Optimiser, gathered, hidden_maps, orthogonal
+from pipeline.pretrain.state import fill
 
 
 class Net(nn.Module):
@@ -110,12 +112,12 @@ def test_state_resumes_under_the_names_of_the_parameters():
         one.step(0.01)
         if step == 0:
             other.load_state_dict(ours.state_dict())
-            two.load({name: value.clone() for name, value in one.state.items()})
+            fill(two.state, one.state)
     other(signal).square().mean().backward()
     two.step(0.01)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), other.parameters(), strict=True))
-    with pytest.raises(ValueError, match="other parameters"):
-        two.load({})
+    with pytest.raises(InputError, match="the names of this cell's learner and optimiser"):
+        fill(two.state, {})
 
 
 def test_an_unknown_kind_is_refused():
@@ -279,14 +281,14 @@ def test_muon_resumes_under_the_names_of_the_parameters():
     for step in range(4):
         if step == 2:
             other.load_state_dict(ours.state_dict())
-            two.load({name: value.clone() for name, value in one.state.items()})
+            fill(two.state, one.state)
         for net, optimiser in ((ours, one), (other, two))[: 1 if step < 2 else 2]:
             net.zero_grad()
             loss_of(net, step).backward()
             optimiser.step(0.01)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), other.parameters(), strict=True))
-    with pytest.raises(ValueError, match="other parameters"):
-        two.load(Optimiser(other, 0.3).state)
+    with pytest.raises(InputError, match="the names of this cell's learner and optimiser"):
+        fill(two.state, Optimiser(other, 0.3).state)
 
 
 def test_neither_kind_imports_the_compiler():

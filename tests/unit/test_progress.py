@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipeline.pretrain.progress import WINDOW_S, Pace, Progress, progress
+from pipeline.pretrain.progress import WINDOW_S, Pace, Progress
 
 
 class Terminal(io.StringIO):
@@ -171,7 +171,7 @@ def test_a_terminal_that_hangs_up_does_not_end_the_training(clock, stderr, resum
 
 
 def test_progress_shows_on_stderr(capsys):
-    with progress("cell", 1, 8) as report:
+    with Progress("cell", 1, 8) as report:
         report(1, 0.5, 1e-3)
     captured = capsys.readouterr()
     assert captured.out == ""

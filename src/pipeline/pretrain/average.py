@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeline.pretrain.optimiser import local
+from pipeline.pretrain.distributed import local
 
 Tensors = dict[str, Tensor]
 

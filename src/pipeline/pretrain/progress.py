@@ -112,11 +112,6 @@ class Progress:
             self._display = None
 
 
-def progress(label: str, steps: int, clips_a_step: int) -> Progress:
-    """What is called with (step, loss, learning rate) after every step of a cell, and closed at the end."""
-    return Progress(label, steps, clips_a_step)
-
-
 class _Bar:
     """A bar that begins where a resumed training stands."""
 

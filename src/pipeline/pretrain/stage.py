@@ -35,7 +35,7 @@ from pipeline.pretrain.objectives import build_learner, drawn, is_additive, tota
 from pipeline.pretrain.objectives.batch import Batch, Total
 from pipeline.pretrain.people import Paths, People, choose_people
 from pipeline.pretrain.plan import Plan, make_plan, peak_rate, width_of
-from pipeline.pretrain.progress import progress
+from pipeline.pretrain.progress import Progress
 from pipeline.pretrain.rasters import raster_of
 from pipeline.pretrain.schedule import total
 from pipeline.pretrain.state import whole
@@ -276,7 +276,7 @@ def watched(session: Session, begun: Callable[[Training], None]) -> Iterator[Hoo
         if lease:
             lease.note(**bar.numbers)
 
-    with progress(session.plan.cell.path, total(recipe.legs), recipe.batch) as bar:
+    with Progress(session.plan.cell.path, total(recipe.legs), recipe.batch) as bar:
         try:
             yield Hooks(report, judge=judge, begun=start, sink=lambda step, values: sink.write(step, **values))
         finally:
