@@ -27,7 +27,6 @@ from pipeline.pretrain.distributed import (
     gradient_norm,
     joined,
     local,
-    scale_gradients,
     shard,
     sum_gradients,
 )
@@ -122,12 +121,10 @@ def data_parallel(world: World) -> dict[str, Any]:
     again = shared_out("swift_v2", world)
     clipped, parameters = gradients(found.learner), list(found.learner.parameters())
     norm = gradient_norm(parameters, world)
-    scale_gradients(parameters, 0.5)
     return {
         "gradients": distance(clipped, gradients(expected.learner)),
         "again": equal(clipped, gradients(again.learner)),
         "norm": (norm / gradient_norm(expected.learner.parameters(), World()) - 1).abs().item(),
-        "scaled": (gradient_norm(parameters, world) / norm).item(),
     }
 
 
@@ -136,11 +133,9 @@ def fsdp(name: str, world: World) -> dict[str, Any]:
     root(world.rank).backward()
     parameters = list(found.learner.parameters())
     norm, before = gradient_norm(parameters, world), gradients(found.learner)
-    scale_gradients(parameters, torch.tensor(0.5))
     return {
         "gradients": distance(before, gradients(expected.learner)),
         "norm": (norm / gradient_norm(expected.learner.parameters(), World()) - 1).abs().item(),
-        "scaled": (gradient_norm(parameters, world) / norm).item(),
         "held": sum(local(each).numel() for each in parameters) / sum(each.numel() for each in parameters),
     }
 

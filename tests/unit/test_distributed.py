@@ -90,7 +90,6 @@ def test_gradients_of_shares_add_up_to_those_of_the_batch(ranks):
     for found in ranks["found"]:
         assert found["data parallel"]["gradients"] < ROUNDING
         assert found["data parallel"]["norm"] < ROUNDING
-        assert found["data parallel"]["scaled"] == pytest.approx(0.5, rel=ROUNDING)
 
 
 def test_a_second_run_gives_the_same_bits(ranks):
@@ -103,7 +102,6 @@ def test_sharded_gradients_are_sums_of_every_architecture(ranks, name):
     for found in ranks["found"]:
         assert found["fsdp"][name]["gradients"] < ROUNDING
         assert found["fsdp"][name]["norm"] < ROUNDING
-        assert found["fsdp"][name]["scaled"] == pytest.approx(0.5, rel=ROUNDING)
         assert found["fsdp"][name]["held"] == pytest.approx(0.5, abs=0.1)
 
 

@@ -84,6 +84,21 @@ def test_first_step_of_a_parameter_is_the_rate_times_its_factor():
         assert torch.allclose((value - before).abs(), torch.full_like(value, 0.01 * factors[name]), rtol=1e-3), name
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_scale_is_that_of_the_gradients(kind):
+    ours, other = blocks(), blocks()
+    for net, optimiser, scale in (
+        (ours, Optimiser(ours, 0.3, kind=kind), 0.125),
+        (other, Optimiser(other, 0.3, kind=kind), 1),
+    ):
+        for step in range(3):
+            net.zero_grad()
+            (loss_of(net, step) * (1 if scale < 1 else 0.125)).backward()
+            optimiser.step(0.01, scale)
+    for one, two in zip(ours.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
 def test_what_has_no_gradient_stays():
     ours, other, factors = nets()
     ours.head.weight.grad = torch.ones_like(ours.head.weight)

@@ -205,14 +205,6 @@ def _square(tensors: list[Tensor], world: World) -> Tensor:
 
 
 @torch.no_grad()
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: float | Tensor) -> None:
-    """Multiply every gradient, sharded or whole, in place."""
-    gradients = [local(each.grad) for each in parameters if each.grad is not None]
-    if gradients:
-        torch._foreach_mul_(gradients, factor)
-
-
-@torch.no_grad()
 def average_buffers(learner: nn.Module, world: World) -> None:
     """Running means and variances of norms become those over all processes.
 

@@ -21,7 +21,6 @@ from pipeline.pretrain.distributed import (
     accumulate,
     average_buffers,
     gradient_norm,
-    scale_gradients,
     sum_gradients,
 )
 from pipeline.pretrain.objectives.batch import Total
@@ -92,8 +91,7 @@ class Stepper:
             sum_gradients(self.parameters, self.world)
         loss, norm = loss_sum / divisor, gradient_norm(self.parameters, self.world).item() / divisor
         if isfinite(loss) and isfinite(norm):
-            scale_gradients(self.parameters, min(1.0, self.clip_norm / (norm + 1e-6)) / divisor)
-            self.optimiser.step(rate)
+            self.optimiser.step(rate, min(1.0, self.clip_norm / (norm + 1e-6)) / divisor)
             if self.average:
                 self.average.update()
             average_buffers(self.learner, self.world)
