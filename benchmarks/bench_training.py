@@ -36,19 +36,19 @@ from pipeline.bold.template import build_template, load_template, save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell
 from pipeline.models.ladder import ladder
-from pipeline.pretrain import trainer
-from pipeline.pretrain.blocks import compile_blocks, precision
-from pipeline.pretrain.checkpoint import Store
-from pipeline.pretrain.distributed import StepModule
+from pipeline.pretrain.engine import trainer
+from pipeline.pretrain.engine.blocks import compile_blocks, precision
+from pipeline.pretrain.engine.checkpoint import Store
+from pipeline.pretrain.engine.distributed import StepModule
+from pipeline.pretrain.engine.optimiser import Optimiser
+from pipeline.pretrain.engine.state import whole
 from pipeline.pretrain.lesson import Lesson, prepare, training_samples
 from pipeline.pretrain.objectives import drawn
 from pipeline.pretrain.objectives.batch import Batch
-from pipeline.pretrain.optimiser import Optimiser
 from pipeline.pretrain.people import People, choose_people
 from pipeline.pretrain.plan import make_plan
 from pipeline.pretrain.rasters import raster_of
 from pipeline.pretrain.stage import run_cell
-from pipeline.pretrain.state import whole
 
 DEMO = Path(__file__).resolve().parents[1] / "config/demo.yaml"
 STEPS, PEOPLE, FRAMES = 110, 8, 160

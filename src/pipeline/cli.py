@@ -275,7 +275,7 @@ def _pretrain(arguments: Arguments) -> int:
         return _pretrain_on_slurm(arguments)
     processes = _processes(arguments)
     if processes > 1 and "RANK" not in os.environ:
-        from pipeline.pretrain.processes import spawn
+        from pipeline.pretrain.engine.processes import spawn
 
         return spawn(arguments.command, processes)
     from pipeline.pretrain.launch.local import stop_by_signal, train_here
@@ -309,7 +309,7 @@ def _processes(arguments: Arguments) -> int:
 
 
 def _status(arguments: Arguments) -> None:
-    from pipeline.pretrain.status import show
+    from pipeline.pretrain.watch.status import show
 
     study, layout = _study(arguments)
     show(study, layout, arguments.watch, arguments.json, arguments.all)

@@ -46,8 +46,9 @@ from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell
-from pipeline.pretrain import checkpoint, lease
-from pipeline.pretrain.checkpoint import Store
+from pipeline.pretrain import lease
+from pipeline.pretrain.engine import checkpoint
+from pipeline.pretrain.engine.checkpoint import Store
 from pipeline.pretrain.lease import attempts
 from pipeline.pretrain.stage import run_cell
 

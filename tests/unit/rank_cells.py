@@ -22,7 +22,7 @@ from pipeline.config import Study
 from pipeline.errors import Unfinished
 from pipeline.grid import Cell
 from pipeline.pretrain import lesson, stage
-from pipeline.pretrain.distributed import World, joined
+from pipeline.pretrain.engine.distributed import World, joined
 
 CELL = Cell("swift_v2", "w6", 4, 24)
 HALF = 15  # the last clip of the fourth step of eight

@@ -19,7 +19,7 @@ from tiny_models import TINY, clips, own_objective, tiny
 
 from pipeline.errors import EXIT_BAD_INPUT, EXIT_UNFINISHED, InputError, Unfinished
 from pipeline.models import describe
-from pipeline.pretrain.distributed import (
+from pipeline.pretrain.engine.distributed import (
     StepModule,
     World,
     accumulate,
@@ -30,8 +30,8 @@ from pipeline.pretrain.distributed import (
     shard,
     sum_gradients,
 )
-from pipeline.pretrain.optimiser import Optimiser
-from pipeline.pretrain.state import fill, whole
+from pipeline.pretrain.engine.optimiser import Optimiser
+from pipeline.pretrain.engine.state import fill, whole
 
 SHARE = 3  # clips of a rank: its norms over a batch need two, its pairs of parts are uneven
 LEARNING_RATE = 0.01

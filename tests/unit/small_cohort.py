@@ -13,7 +13,7 @@ from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import Template, save_template
 from pipeline.config import Study, load_study
 from pipeline.grid import Cell, all_cells
-from pipeline.pretrain.checkpoint import save_model
+from pipeline.pretrain.engine.checkpoint import save_model
 from pipeline.pretrain.objectives import build_learner
 
 DEMO = Path(__file__).resolve().parents[2] / "config/demo.yaml"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 SPAWN = """
 import sys
-from pipeline.pretrain.processes import spawn
+from pipeline.pretrain.engine.processes import spawn
 sys.exit(spawn(sys.argv[3:], int(sys.argv[1]), float(sys.argv[2])))
 """
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.pretrain.average import Average
+from pipeline.pretrain.engine.average import Average
 
 
 def net(seed: int = 0) -> nn.Sequential:

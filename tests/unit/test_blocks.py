@@ -11,7 +11,7 @@ from tiny_models import TINY, clips, own_objective
 from torch import Tensor, nn
 
 from pipeline.models import describe
-from pipeline.pretrain.blocks import blocks_of, checkpoint_blocks, compile_blocks, keep_float32, precision
+from pipeline.pretrain.engine.blocks import blocks_of, checkpoint_blocks, compile_blocks, keep_float32, precision
 from pipeline.pretrain.objectives import build_learner
 
 CPU = torch.device("cpu")

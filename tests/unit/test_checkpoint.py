@@ -23,11 +23,11 @@ from pipeline.artefact import sha256_file
 from pipeline.errors import InputError, Unfinished
 from pipeline.models import create
 from pipeline.models.learners.reconstruction import MaskedReconstruction
-from pipeline.pretrain import checkpoint, trainer
-from pipeline.pretrain.checkpoint import Store, load_cell, save_model
-from pipeline.pretrain.course import COLUMN
+from pipeline.pretrain.engine import checkpoint, trainer
+from pipeline.pretrain.engine.checkpoint import Store, load_cell, save_model
+from pipeline.pretrain.engine.course import COLUMN
+from pipeline.pretrain.engine.trainer import Recipe, train
 from pipeline.pretrain.objectives import build_learner
-from pipeline.pretrain.trainer import Recipe, train
 
 IDENTITY = {"cell_hash": "a1", "contract": {"space": "MNI", "tr_s": 1.5}}
 ARITHMETIC = {"processes": 1, "device": "cpu"}

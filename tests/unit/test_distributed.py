@@ -18,8 +18,8 @@ from tiny_models import TINY
 from torch import nn
 
 from pipeline.errors import InputError
-from pipeline.pretrain.distributed import ALONE, World, gradient_norm, joined, sum_gradients
-from pipeline.pretrain.state import fill, whole
+from pipeline.pretrain.engine.distributed import ALONE, World, gradient_norm, joined, sum_gradients
+from pipeline.pretrain.engine.state import fill, whole
 
 pytestmark = pytest.mark.xdist_group("distributed")
 ROUNDING = 1e-6  # of float32 numbers added up in another order

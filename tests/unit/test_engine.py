@@ -18,13 +18,13 @@ from pipeline.artefact import read_json, read_table, write_json
 from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell
 from pipeline.pretrain import lesson, stage
-from pipeline.pretrain.checkpoint import Store
-from pipeline.pretrain.course import COLUMN, Training
-from pipeline.pretrain.distributed import World
+from pipeline.pretrain.engine.checkpoint import Store
+from pipeline.pretrain.engine.course import COLUMN, Training
+from pipeline.pretrain.engine.distributed import World
+from pipeline.pretrain.engine.schedule import route
+from pipeline.pretrain.engine.step import parts_of
+from pipeline.pretrain.engine.trainer import Hooks, Recipe, train
 from pipeline.pretrain.lease import Lease
-from pipeline.pretrain.schedule import route
-from pipeline.pretrain.step import parts_of
-from pipeline.pretrain.trainer import Hooks, Recipe, train
 
 CELL = Cell("swift_v2", "w6", 4, 24)
 WSD = {"schedule": "warmup-stable-decay", "decay": 0.25}
@@ -347,7 +347,7 @@ def test_a_stop_file_ends_a_cell_and_keeps_what_was_learned(
         return place(seed, number, *rest)
 
     monkeypatch.setattr(lesson, "clip_position", stopping)
-    monkeypatch.setattr("pipeline.pretrain.trainer.LOOKS_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.pretrain.engine.trainer.LOOKS_EVERY_S", 0.0)
     (tmp_path / "state").mkdir()
     study = small_study(checkpoint_every_s=1e-6)
     summary = run(pool, study, CELL, tmp_path)

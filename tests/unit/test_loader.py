@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.pretrain.loader import Loader
+from pipeline.pretrain.engine.loader import Loader
 
 PATIENCE_S = 30  # until a test that hangs fails
 
@@ -116,7 +116,7 @@ def test_closing_does_not_wait_for_a_batch_that_takes_long(raises):
 
 def test_stalls_are_the_time_spent_waiting(monkeypatch):
     clock = iter([1.0, 1.5, 10.0, 12.0])
-    monkeypatch.setattr("pipeline.pretrain.loader.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("pipeline.pretrain.engine.loader.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     loader = Loader(list, batches(), threads=0)
     loader.take(range(0, 2))
     loader.take(range(2, 4))

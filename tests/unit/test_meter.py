@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from pipeline.pretrain.meter import Meter
+from pipeline.pretrain.engine.meter import Meter
 
 CPU = torch.device("cpu")
 

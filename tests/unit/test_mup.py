@@ -15,7 +15,7 @@ from pipeline.models.learners.reconstruction import MaskedReconstruction
 from pipeline.models.mup import attention_scale, initialise, rate_factors
 from pipeline.models.swift_4d import Swift4D
 from pipeline.models.swift_v2 import SwiftV2
-from pipeline.pretrain.optimiser import Optimiser
+from pipeline.pretrain.engine.optimiser import Optimiser
 
 FAMILIES = {"swift_4d": Swift4D, "swift_v2": SwiftV2}
 TINY = {"depths": (1, 2), "heads": (2, 4), "grid": (4, 4, 4), "patch": (2, 2, 2, 1), "context_frames": 4}

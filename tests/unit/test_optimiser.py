@@ -14,8 +14,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from pipeline.errors import InputError
 from pipeline.models import describe
-from pipeline.pretrain.optimiser import NEWTON_SCHULZ, Optimiser, gathered, hidden_maps, orthogonal
-from pipeline.pretrain.state import fill
+from pipeline.pretrain.engine.optimiser import NEWTON_SCHULZ, Optimiser, gathered, hidden_maps, orthogonal
+from pipeline.pretrain.engine.state import fill
 
 
 class Net(nn.Module):
@@ -308,7 +308,7 @@ def test_muon_resumes_under_the_names_of_the_parameters():
 
 def test_neither_kind_imports_the_compiler():
     """It takes longer than a small cell trains."""
-    code = "from torch import nn; from pipeline.pretrain.optimiser import Optimiser; net = nn.Module()\n"
+    code = "from torch import nn; from pipeline.pretrain.engine.optimiser import Optimiser; net = nn.Module()\n"
     code += "net.blocks = nn.ModuleList([nn.Linear(2, 2)]); net.blocks[0].weight.sum().backward()\n"
     code += "for kind in ('adamw', 'muon'): Optimiser(net, 0.1, kind=kind).step(0.1)\n"
     code += "import sys; sys.exit('torch._dynamo' in sys.modules or 'torch.distributed.tensor' in sys.modules)"

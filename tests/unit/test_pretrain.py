@@ -24,7 +24,9 @@ from pipeline.config import dump_study, load_study
 from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell, sweep_variant
 from pipeline.pretrain import lesson
-from pipeline.pretrain.checkpoint import load_cell
+from pipeline.pretrain.engine.checkpoint import load_cell
+from pipeline.pretrain.engine.schedule import learning_rate, route
+from pipeline.pretrain.engine.trainer import Recipe, train
 from pipeline.pretrain.masks import hidden_tokens, sample_draw
 from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.objectives.reconstruction import MaskedObjective, masked_loss, reconstruct
@@ -32,9 +34,7 @@ from pipeline.pretrain.people import choose_people
 from pipeline.pretrain.plan import peak_rate
 from pipeline.pretrain.rasters import voxel_raster
 from pipeline.pretrain.samples import Samples, real_values
-from pipeline.pretrain.schedule import learning_rate, route
 from pipeline.pretrain.stage import choose_learning_rate
-from pipeline.pretrain.trainer import Recipe, train
 from pipeline.pretrain.validation import bootstrap, effective_rank
 from pipeline.tables import HISTORY_SCHEMA, PRETRAIN_SCHEMA
 

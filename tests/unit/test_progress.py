@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipeline.pretrain.progress import WINDOW_S, Pace, Progress
+from pipeline.pretrain.watch.progress import WINDOW_S, Pace, Progress
 
 
 class Terminal(io.StringIO):

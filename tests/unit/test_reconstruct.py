@@ -19,7 +19,7 @@ from pipeline.config import load_study
 from pipeline.errors import InputError
 from pipeline.evaluate.cohort import hidden_name
 from pipeline.grid import Cell
-from pipeline.pretrain.checkpoint import save_model
+from pipeline.pretrain.engine.checkpoint import save_model
 from pipeline.pretrain.objectives import build_learner
 from pipeline.spectral import spectral_slope
 from pipeline.spectral.reconstruct import (
@@ -264,7 +264,7 @@ def test_a_cell_is_compared_with_its_own_runs(data):
 
 def test_weights_that_are_not_numbers_flow_through(data):
     study, root = data
-    from pipeline.pretrain.checkpoint import load_cell
+    from pipeline.pretrain.engine.checkpoint import load_cell
 
     model, metadata = load_cell(root / "cell")
     for weight in model.parameters():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.pretrain.schedule import Leg, learning_rate, route, total
+from pipeline.pretrain.engine.schedule import Leg, learning_rate, route, total
 
 WSD = "warmup-stable-decay"
 shares = st.floats(0.01, 0.99)

@@ -20,11 +20,11 @@ from pipeline.errors import InputError
 from pipeline.grid import all_cells
 from pipeline.layout import Layout
 from pipeline.pretrain import lease as leases
-from pipeline.pretrain import status
 from pipeline.pretrain.launch.queue import name_of
 from pipeline.pretrain.lease import Lease, note_attempt
-from pipeline.pretrain.progress import Progress
-from pipeline.pretrain.status_table import Row, Screen, render
+from pipeline.pretrain.watch import status
+from pipeline.pretrain.watch.progress import Progress
+from pipeline.pretrain.watch.status_table import Row, Screen, render
 
 DEMO = Path(__file__).resolve().parents[2] / "config/demo.yaml"
 EMPTY = {block: [] for block in ("data", "iso_tokens", "off_diagonal", "random_weights")}
@@ -425,7 +425,7 @@ def test_watch_on_a_terminal_leaves_it_clean(tmp_path, number):
     (tmp_path / "study.py").write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_status import Grid\n"
-        "from pipeline.pretrain import status\n"
+        "from pipeline.pretrain.watch import status\n"
         "grid = Grid(4)\n"
         "status.show(grid.study, grid.layout, watch=True)\n"
     )
@@ -455,6 +455,6 @@ def test_watch_on_a_terminal_leaves_it_clean(tmp_path, number):
 
 
 def test_status_needs_no_torch():
-    code = "import sys, pipeline.pretrain.status; print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    code = "import sys, pipeline.pretrain.watch.status as _; print([n for n in ('torch', 'numpy') if n in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import InputError
-from pipeline.pretrain.tensorboard import Sink, events
+from pipeline.pretrain.watch.tensorboard import Sink, events
 
 
 def read(folder):

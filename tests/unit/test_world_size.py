@@ -17,7 +17,7 @@ from spawned import started
 
 from pipeline.artefact import read_json, read_table
 from pipeline.errors import InputError
-from pipeline.pretrain.checkpoint import read_tensors
+from pipeline.pretrain.engine.checkpoint import read_tensors
 
 pytestmark = pytest.mark.xdist_group("distributed")
 ROUNDING = 1e-6

@@ -21,7 +21,7 @@ from pipeline.bold.reader import Shard
 from pipeline.bold.template import load_template
 from pipeline.models import build, describe
 from pipeline.models.parts.voxels import Raster
-from pipeline.pretrain.optimiser import Optimiser
+from pipeline.pretrain.engine.optimiser import Optimiser
 from pipeline.pretrain.rasters import voxel_raster
 
 pytestmark = [

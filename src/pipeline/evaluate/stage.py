@@ -26,7 +26,7 @@ from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_coho
 from pipeline.evaluate.features import RunFeatures, encode_runs, pool
 from pipeline.evaluate.splits import seeded
 from pipeline.grid import RANDOM, Cell, cell_datasets, encodes_shuffled
-from pipeline.pretrain.checkpoint import load_cell
+from pipeline.pretrain.engine.checkpoint import load_cell
 from pipeline.pretrain.rasters import raster_of
 from pipeline.stages import VERSIONS
 from pipeline.tables import RESULT_SCHEMA, SCORES_SCHEMA, cell_columns, system_columns

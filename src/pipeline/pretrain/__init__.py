@@ -1,1 +1,1 @@
-"""Masked-reconstruction pretraining: objective, trainer, checkpoints, and the stage that runs a cell."""
+"""Pretraining without labels: who is trained on, what is seen, by which objective, and the stage that runs a cell."""

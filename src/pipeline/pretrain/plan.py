@@ -16,11 +16,11 @@ from pipeline.config import Precision, Study
 from pipeline.errors import InputError, nearest
 from pipeline.grid import RANDOM, Cell, sweep_rate
 from pipeline.models import UNFIT, arguments, describe, names, takes
+from pipeline.pretrain.engine.schedule import route
+from pipeline.pretrain.engine.trainer import Recipe
 from pipeline.pretrain.objectives import build_learner, objective_of
 from pipeline.pretrain.parcel_tables import parcel_tables
 from pipeline.pretrain.people import Entry, People, person
-from pipeline.pretrain.schedule import route
-from pipeline.pretrain.trainer import Recipe
 from pipeline.stages import VERSIONS
 
 # What a shard's contract must say for a model that was trained on others of its store; beside it, its normalisation.

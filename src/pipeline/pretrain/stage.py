@@ -23,26 +23,26 @@ from pipeline.config import Compute, Study
 from pipeline.errors import InputError, Unfinished
 from pipeline.grid import Cell
 from pipeline.models.mup import rate_factors
-from pipeline.pretrain.blocks import checkpoint_blocks, compile_blocks, keep_float32, precision
 from pipeline.pretrain.card import model_card
-from pipeline.pretrain.checkpoint import Store, save_model
-from pipeline.pretrain.course import Training
-from pipeline.pretrain.distributed import StepModule, World, joined, shard
+from pipeline.pretrain.engine.blocks import checkpoint_blocks, compile_blocks, keep_float32, precision
+from pipeline.pretrain.engine.checkpoint import Store, save_model
+from pipeline.pretrain.engine.course import Training
+from pipeline.pretrain.engine.distributed import StepModule, World, joined, shard
+from pipeline.pretrain.engine.loader import Loader
+from pipeline.pretrain.engine.schedule import total
+from pipeline.pretrain.engine.state import whole
+from pipeline.pretrain.engine.step import How, parts_of
+from pipeline.pretrain.engine.trainer import Hooks, Judged, train
 from pipeline.pretrain.lease import Held, Lease, attempts, note_attempt
 from pipeline.pretrain.lesson import Costs, Lesson, costs, fresh_learner, prepare, score, training_samples
-from pipeline.pretrain.loader import Loader
 from pipeline.pretrain.objectives import build_learner, drawn, is_additive, total_of
 from pipeline.pretrain.objectives.batch import Batch, Total
 from pipeline.pretrain.people import Paths, People, choose_people
 from pipeline.pretrain.plan import Plan, make_plan, peak_rate, width_of
-from pipeline.pretrain.progress import Progress
 from pipeline.pretrain.rasters import raster_of
-from pipeline.pretrain.schedule import total
-from pipeline.pretrain.state import whole
-from pipeline.pretrain.step import How, parts_of
 from pipeline.pretrain.summary import history_table, summarise, validation_columns
-from pipeline.pretrain.tensorboard import events
-from pipeline.pretrain.trainer import Hooks, Judged, train
+from pipeline.pretrain.watch.progress import Progress
+from pipeline.pretrain.watch.tensorboard import events
 from pipeline.stages import VERSIONS
 from pipeline.tables import HISTORY_SCHEMA
 

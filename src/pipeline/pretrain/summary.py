@@ -11,7 +11,7 @@ import torch
 
 from pipeline.artefact import digest
 from pipeline.config import Study
-from pipeline.pretrain.course import COLUMN, COLUMNS, Training
+from pipeline.pretrain.engine.course import COLUMN, COLUMNS, Training
 from pipeline.pretrain.lesson import Costs, Lesson
 from pipeline.pretrain.people import People
 from pipeline.pretrain.plan import Plan

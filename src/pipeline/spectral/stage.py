@@ -95,7 +95,7 @@ def analyse_cell(
     ------
     InputError : the shards' contract differs from the one it was trained for, or as in `analyse_raw`.
     """
-    from pipeline.pretrain.checkpoint import load_cell
+    from pipeline.pretrain.engine.checkpoint import load_cell
     from pipeline.spectral.encoder import as_functions
 
     template, folder = load_template(template_folder), Path(pretrain_folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import Unfinished
-from pipeline.pretrain.processes import SIGNALS
+from pipeline.pretrain.engine.processes import SIGNALS
 
 
 def use_threads(count: int) -> None:

@@ -17,7 +17,7 @@ from pipeline.artefact import atomic_folder, write_text
 from pipeline.errors import InputError, nearest
 from pipeline.models import build
 from pipeline.models.encoder import Encoder
-from pipeline.pretrain.checkpoint import checksum, read_tensors, write_tensors
+from pipeline.pretrain.engine.checkpoint import checksum, read_tensors, write_tensors
 from pipeline.pretrain.released import brainlm, cortexmae, neurostorm, swift
 from pipeline.pretrain.released.contract import check_contract
 from pipeline.pretrain.released.reading import check_sha256, match, read_checkpoint

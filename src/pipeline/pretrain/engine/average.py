@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipeline.pretrain.distributed import local
+from pipeline.pretrain.engine.distributed import local
 
 Tensors = dict[str, Tensor]
 

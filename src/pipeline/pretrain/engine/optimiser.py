@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pipeline.models.mup import linear_maps
-from pipeline.pretrain.state import local, part_of
+from pipeline.pretrain.engine.state import local, part_of
 
 Kind = Literal["adamw", "muon"]
 Tensors = dict[str, Tensor]

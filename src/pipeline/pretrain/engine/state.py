@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.pretrain.distributed import ALONE, World, is_sharded, local
+from pipeline.pretrain.engine.distributed import ALONE, World, is_sharded, local
 
 __all__ = ("Tensors", "fill", "local", "part_of", "whole")
 

@@ -26,7 +26,7 @@ from pipeline.layout import Layout
 from pipeline.pretrain.launch.job import OUTCOME
 from pipeline.pretrain.launch.queue import Job, Unreachable, listing, of_study
 from pipeline.pretrain.lease import ATTEMPTS, LEASE, alive, read_lease
-from pipeline.pretrain.status_table import FINISHED, Row, Screen, State, printable, render
+from pipeline.pretrain.watch.status_table import FINISHED, Row, Screen, State, printable, render
 
 # What squeue calls a job that holds its nodes.
 ON_NODES = frozenset(("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"))

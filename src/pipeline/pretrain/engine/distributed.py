@@ -3,8 +3,8 @@
 Every process trains on its own share of a step's samples. Gradients are summed, never averaged: the trainer divides by
 the weight of the samples, summed likewise, so that shares need not be equal.
 
-`pipeline.pretrain.processes` starts them. The heavy parts of torch.distributed are imported where they are used: they
-cost half a second, which a cell that trains in one process never pays.
+`processes` starts them. The heavy parts of torch.distributed are imported where they are used: they cost half a second,
+which a cell that trains in one process never pays.
 """
 
 from __future__ import annotations

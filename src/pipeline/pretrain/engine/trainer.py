@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from pipeline.config import OptimiserName, ScheduleName
 from pipeline.errors import Unfinished
-from pipeline.pretrain.average import Average
-from pipeline.pretrain.checkpoint import Store, Tensors
-from pipeline.pretrain.course import COUNTERS, Training, has_diverged
-from pipeline.pretrain.distributed import ALONE, World
-from pipeline.pretrain.meter import Meter
-from pipeline.pretrain.optimiser import Optimiser
-from pipeline.pretrain.processes import noted
-from pipeline.pretrain.schedule import Leg, learning_rate, route
-from pipeline.pretrain.state import fill, local, whole
-from pipeline.pretrain.step import How, LossOf, Moved, Stepper, parts_of
+from pipeline.pretrain.engine.average import Average
+from pipeline.pretrain.engine.checkpoint import Store, Tensors
+from pipeline.pretrain.engine.course import COUNTERS, Training, has_diverged
+from pipeline.pretrain.engine.distributed import ALONE, World
+from pipeline.pretrain.engine.meter import Meter
+from pipeline.pretrain.engine.optimiser import Optimiser
+from pipeline.pretrain.engine.processes import noted
+from pipeline.pretrain.engine.schedule import Leg, learning_rate, route
+from pipeline.pretrain.engine.state import fill, local, whole
+from pipeline.pretrain.engine.step import How, LossOf, Moved, Stepper, parts_of
 
 LOOKS_EVERY_S = 2.0  # between two looks for a stop file: on a network file system each is a question to a server
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.pretrain.average import Average
-from pipeline.pretrain.distributed import (
+from pipeline.pretrain.engine.average import Average
+from pipeline.pretrain.engine.distributed import (
     World,
     accumulate,
     average_buffers,
     gradient_norm,
     sum_gradients,
 )
+from pipeline.pretrain.engine.optimiser import Optimiser
 from pipeline.pretrain.objectives.batch import Total
-from pipeline.pretrain.optimiser import Optimiser
 
 LossOf = Callable[[range], Total | Tensor]  # sample positions -> their loss; a tensor is the mean over them
 

@@ -1,7 +1,7 @@
 """How far a training is: its counters, its history, and whether it has diverged.
 
-A training is a line of optimiser steps. With branches (`pipeline.pretrain.schedule`) parts of that line leave the trunk
-and come back to it, so a step has two numbers: `taken`, its place in the line, and its step in the schedule.
+A training is a line of optimiser steps. With branches (`schedule`) parts of that line leave the trunk and come back to
+it, so a step has two numbers: `taken`, its place in the line, and its step in the schedule.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.pretrain.schedule import Leg
+from pipeline.pretrain.engine.schedule import Leg
 
 Status = Literal["completed", "diverged", "collapsed", "stopped_early"]
 
