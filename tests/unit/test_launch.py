@@ -526,7 +526,10 @@ def waiting(
     monkeypatch.setenv("PIPELINE_RECONNECT_S", "0")
     files = ["--config", request_of["config"], "--cell", request_of["cell"], "--output", request_of["output"]]
     command = [sys.executable, "-m", "pipeline.cli", "pretrain", "--launcher", "slurm", *files]
+    # In the background of a shell SIGINT is ignored, and what is ignored from the start no shell can trap.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=slurm.folder)
+    signal.signal(signal.SIGINT, former)
     yield process
     process.kill()
     assert process.stderr is not None

@@ -25,6 +25,8 @@ from pipeline.bold.simulate import anatomy, derivatives
 from pipeline.config import Simulation
 from pipeline.errors import InputError
 
+pytestmark = pytest.mark.xdist_group("simulate")  # one cohort for all of them
+
 TR_S, FRAMES = 1.5, 96
 
 

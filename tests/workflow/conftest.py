@@ -14,6 +14,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+LONGEST_S = 900  # a command that never ends is a fault, and not a test that hangs
+
 
 @dataclass(frozen=True)
 class Checkout:
@@ -23,7 +25,9 @@ class Checkout:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.root / "src"), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST_S
+        )
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = self.run(
