@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pipeline {arguments.name}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except Unfinished as reason:
-        print(f"pipeline {arguments.name}: unfinished: {reason} Run the same command to go on.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # once, however many processes train together
+            print(f"pipeline {arguments.name}: unfinished: {reason} Run the same command to go on.", file=sys.stderr)
         return EXIT_UNFINISHED
     except BrokenPipeError:
         # The reader of our output (`| head`) has left; point stdout elsewhere so that Python's own flush is silent.
@@ -72,8 +73,9 @@ def _config(arguments: Arguments) -> None:
         return
     study = load_study(arguments.config, _override(arguments.override))
     if arguments.action == "check":
-        from pipeline.pretrain.plan import try_architecture
+        from pipeline.pretrain.plan import check_training, try_architecture
 
+        check_training(study)
         counted = {name: try_architecture(study, name) for name in study.architectures}
         cells = grid.all_cells(study)
         people = sum(dataset.people for dataset in study.datasets.values())

@@ -364,9 +364,9 @@ class Pretrain(Strict):
     @model_validator(mode="after")
     def _agree(self) -> Pretrain:
         if self.branches and self.schedule != "warmup-stable-decay":
-            raise PydanticCustomError("branches", "'branches' need 'schedule: warmup-stable-decay'")
+            raise PydanticCustomError("branches", "'schedule: warmup-stable-decay' where there are 'branches'")
         if self.batch_clips % self.masks_per_clip:
-            raise PydanticCustomError("masks_per_clip", "'masks_per_clip' must divide 'batch_clips'")
+            raise PydanticCustomError("masks_per_clip", "a 'masks_per_clip' that divides 'batch_clips'")
         return self
 
 

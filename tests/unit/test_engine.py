@@ -25,6 +25,7 @@ from pipeline.pretrain.engine.schedule import route
 from pipeline.pretrain.engine.step import parts_of
 from pipeline.pretrain.engine.trainer import Hooks, Recipe, train
 from pipeline.pretrain.lease import Lease
+from pipeline.pretrain.plan import check_training
 
 CELL = Cell("swift_v2", "w6", 4, 24)
 WSD = {"schedule": "warmup-stable-decay", "decay": 0.25}
@@ -80,6 +81,20 @@ def test_branches_are_data_points_and_leave_the_trunk_bitwise_alone(pool: Path, 
     assert ends["step"].tolist() == [8, 12, 16]
     assert ends["val_r2"].tolist() == [point["val_r2"] for point in branched["points"]] + [branched["val_r2"]]
     assert all(point["val_r2_low"] <= point["val_r2"] <= point["val_r2_high"] for point in branched["points"])
+
+
+@pytest.mark.parametrize("compute", [{"gpus": 3}, {"micro_batch_clips": 3}, {"nodes": 2, "micro_batch_clips": 2}])
+def test_what_cannot_be_divided_is_known_before_anything_runs(compute: dict[str, int]) -> None:
+    check_training(small_study({"gpus": 2, "micro_batch_clips": 1}, batch_clips=4))
+    with pytest.raises(InputError, match=r"compute of swift_v1 w6: found 2 clips.*divides evenly"):
+        check_training(small_study(compute))
+
+
+def test_how_the_weights_were_moved_is_told(pool: Path, tmp_path: Path) -> None:
+    summary = run(pool, small_study(optimiser="muon", ema=0.9, precision="bfloat16"), CELL, tmp_path)
+    told = {"optimiser": "muon", "ema": 0.9, "precision": "bfloat16", "schedule": "cosine", "masks_per_clip": 1}
+    assert told.items() <= summary["recipe"].items()
+    assert "muon, cosine schedule, bfloat16; these are a moving average" in (tmp_path / "model_card.md").read_text()
 
 
 def test_branches_that_cannot_be_trained_are_refused(pool: Path, tmp_path: Path) -> None:

@@ -17,9 +17,14 @@ import pytest
 from fake_slurm import FakeSlurm, RunningBroker, install, quicken, until
 
 from pipeline import grid
+from pipeline.artefact import write_text
 from pipeline.cli import main
 from pipeline.config import Study, dump_study
 from pipeline.errors import InputError, Unfinished
+from pipeline.grid import Cell
+from pipeline.layout import Layout
+from pipeline.pretrain import kept
+from pipeline.pretrain.engine.checkpoint import Store
 from pipeline.pretrain.launch import client, job, queue, submit
 from pipeline.pretrain.lease import Held, Lease, note_attempt
 
@@ -363,13 +368,33 @@ def test_a_rejected_job_leaves_nothing_and_says_what_to_edit(slurm: FakeSlurm, r
     for part in (request_of["cell"], "partition nosuch", "invalid partition specified", "profiles/slurm/config.yaml"):
         assert part in message
     state = Path(request_of["output"]).parent / "state"
-    assert [path for path in state.rglob("*") if path.is_file()] == []
+    assert [path.name for path in state.rglob("*") if path.is_file()] == ["outcome.json"], "for `pipeline status`"
+    assert json.loads((state / "outcome.json").read_text())["code"] == 2
     assert slurm.jobs() == []
 
 
 def test_a_full_queue_is_no_fault(slurm: FakeSlurm, request_of: dict[str, Any]) -> None:
     (slurm.folder / "full").touch()
     assert "AssocMaxSubmitJobLimit" in placed(request_of)["later"]
+
+
+def test_a_finished_cell_is_published_without_a_job(
+    slurm: FakeSlurm, study: Study, request_of: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slurm.folder.is_dir()
+    monkeypatch.chdir(Path(request_of["root"]).parents[1])
+    cell, output = Cell.parse(request_of["cell"]), Path(request_of["output"])
+    store = Store(output.parent / "state" / "abc", {}, scored_by="people")
+    write_text(store.result_folder / "summary.json", "{}")
+    store.keep_result(["summary.json"], kept.source_of(study, cell, kept.inputs_of(Layout(study), cell)))
+    assert placed(request_of) == {"code": 0, "message": ""}
+    assert output.read_text() == "{}"
+    assert queue.listing() == {}
+    output.unlink()
+    write_text(Layout(study).draws, "{}")  # another input: it may not be what was asked for
+    kept._checksum.cache_clear()
+    assert placed(request_of)["job"] == "1"
+    assert not output.exists()
 
 
 def test_a_former_outcome_is_removed_with_the_next_submission(slurm: FakeSlurm, request_of: dict[str, Any]) -> None:

@@ -397,6 +397,13 @@ def test_learning_rate_of_the_lowest_held_out_loss_is_chosen_and_scaled_by_width
     assert peak_rate(muon, Cell("swift_v1", "w24", 4, 24), output) == pytest.approx(1e-2 / 2**0.5)
 
 
+def test_a_rate_of_former_settings_is_no_rate_of_these(tmp_path):
+    output = tmp_path / "lr.json"
+    choose_learning_rate(small_study(), "swift_v2", [], output)
+    with pytest.raises(InputError, match=r"lr.json: rate: found 0.01, of former settings.*0.02, as there is no sweep"):
+        peak_rate(small_study(learning_rate=0.02), Cell("swift_v2", "w6", 4, 24), output)
+
+
 def test_without_a_sweep_the_configured_rate_holds_and_a_failed_one_is_refused(tmp_path):
     study, output = small_study(learning_rate=0.004), tmp_path / "lr.json"
     choose_learning_rate(study, "swift_v2", [], output)

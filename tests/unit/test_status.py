@@ -107,6 +107,17 @@ def squeue(tmp_path, monkeypatch, grid):
 # --- states ----------------------------------------------------------------------------------------------------------
 
 
+def test_an_interrupted_cell_shows_the_step_that_it_has_saved(tmp_path):
+    state = tmp_path / "state"
+    for step in (77, 433):
+        (state / "abc").mkdir(parents=True, exist_ok=True)
+        (state / f"abc/step-{step:09d}.safetensors").touch()
+    (state / "attempts.jsonl").write_text(json.dumps({"step": 0, "identity": "abc", "when": 1.0, "job": None}) + "\n")
+    found = status.Found(tmp_path, {"state", "state/attempts.jsonl", "state/abc"})
+    row = status.read_cell("cell", found, None)
+    assert (row.state, row.step) == ("interrupted", 433)
+
+
 def test_cell_with_nothing_there_is_waiting(grid):
     assert grid.rows() == [Row(cell, "waiting") for cell in grid.cells]
 

@@ -35,8 +35,9 @@ def begin():
     """
     try:
         if study.architectures:
-            from pipeline.pretrain.plan import try_architecture
+            from pipeline.pretrain.plan import check_training, try_architecture
 
+            check_training(study)
             for name in study.architectures:
                 try_architecture(study, name)
     except InputError as error:

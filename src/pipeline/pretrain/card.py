@@ -17,6 +17,7 @@ Inputs that differ from this mean nothing to the encoder, and the readers of thi
 
 ## Training
 - status: **{status}** after {steps} steps, {tokens} tokens, learning rate {learning_rate:.3g}, seed {seed}
+- {optimiser}, {schedule} schedule, {precision}; these are {which_weights}
 - data sets: {trained_on}
 - people: {subjects}, the first {frames} frames of each one's first run; people hash `{people_hash}`
 - parameters: {parameters}, and {decoder_parameters} of the decoder; {train_flops:.3g} FLOPs of training
@@ -45,5 +46,9 @@ def model_card(summary: Mapping[str, Any], context_frames: int) -> str:
     names = ", ".join(summary["datasets"])
     trained_on = f"{names}: SIMULATED people, nobody was scanned" if summary["simulated"] else names
     columns = _COLUMNS[summary["contract"]["kind"]]
+    recipe = summary["recipe"]
+    ema = recipe["ema"]
+    how = {name: recipe[name] for name in ("optimiser", "schedule", "precision")}
+    how["which_weights"] = "the last weights" if ema is None else f"a moving average of the weights (ema {ema})"
     more = {"contract": contract, "context_frames": context_frames, "trained_on": trained_on, "columns": columns}
-    return _CARD.format(**{**numbers, **more})
+    return _CARD.format(**{**numbers, **more, **how})

@@ -98,7 +98,8 @@ class Lease:
         return found is not None and found.get("token") == self.record["token"]
 
     def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
+        # The first numbers of a training are seen at once, not after a heartbeat.
+        while not self._ended.wait(HEARTBEAT_S if "step" in self.record else min(1.0, HEARTBEAT_S)):
             # A beat that fails is followed by others; if none gets through, we go stale, and `check` will say so.
             with suppress(OSError):
                 _write(self._file, self.record)

@@ -12,7 +12,7 @@ import torch
 from pipeline.artefact import digest, read_json
 from pipeline.bold.reader import Shard
 from pipeline.bold.template import Template
-from pipeline.config import Precision, Study
+from pipeline.config import Precision, ScheduleName, Study
 from pipeline.errors import InputError, nearest
 from pipeline.grid import RANDOM, Cell, sweep_rate
 from pipeline.models import UNFIT, arguments, describe, names, takes
@@ -91,7 +91,7 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
         ema=settings.ema,
         validations=settings.validations,
     )
-    _check_legs(recipe)
+    _check_legs(recipe.steps, recipe.schedule, recipe.warmup, recipe.decay, recipe.branches)
     masks = {"ratio": architecture.mask_ratio, "kind": architecture.mask or settings.mask, "loss": settings.loss}
     shape = data_shape(study, cell, template, people.trained)
     spec = model_spec(study, cell.architecture, cell.size, shape)
@@ -116,12 +116,35 @@ def make_plan(study: Study, cell: Cell, template: Template, people: People, lear
     )
 
 
-def _check_legs(recipe: Recipe) -> None:
+def _check_legs(steps: int, schedule: ScheduleName, warmup: float, decay: float, branches: Sequence[float]) -> None:
     try:
-        route(recipe.steps, recipe.schedule, recipe.warmup, recipe.decay, recipe.branches)
+        route(steps, schedule, warmup, decay, branches)
     except ValueError as wrong:
         hint = "Choose later branches, or smaller shares."
-        raise InputError("pretrain: branches, warmup, decay", f"{wrong}", "legs that can be trained", hint) from wrong
+        raise InputError(
+            "pretrain: branches, warmup, decay", f"{wrong}", "steps at which each can begin and end", hint
+        ) from wrong
+
+
+def check_training(study: Study) -> None:
+    """Whether every cell's training can be divided up as the study says, before anything runs.
+
+    Raises
+    ------
+    InputError : a batch that the processes of a size cannot share evenly, or legs that cannot be trained.
+    """
+    pretrain = study.pretrain
+    _check_legs(pretrain.steps, pretrain.schedule, pretrain.warmup, pretrain.decay, pretrain.branches)
+    for name, row in study.architectures.items():
+        for size in row.sizes:
+            compute = study.compute_of(name, size)
+            processes = compute.nodes * max(1, compute.gpus)
+            share, left = divmod(pretrain.batch_clips, processes)
+            if left or share % (compute.micro_batch_clips or share):
+                micro = compute.micro_batch_clips
+                found = f"{pretrain.batch_clips} clips, {processes} process(es), micro_batch_clips {micro}"
+                hint = "Change pretrain.batch_clips, gpus, nodes or micro_batch_clips."
+                raise InputError(f"compute of {name} {size}", found, "a batch that divides evenly", hint)
 
 
 def check_architecture(study: Study, name: str) -> None:
@@ -287,5 +310,12 @@ def peak_rate(study: Study, cell: Cell, learning_rate_file: str | Path | None) -
     chosen = read_json(learning_rate_file)
     if study.architectures[cell.architecture].parametrisation == "mup":
         return float(chosen["rate"])
+    if not chosen["rates"] and chosen["rate"] != study.pretrain.learning_rate:
+        found, hint = (
+            f"{chosen['rate']:g}, of former settings",
+            "Run the rule `learning_rate` again; it takes a second.",
+        )
+        expected = f"pretrain.learning_rate, {study.pretrain.learning_rate:g}, as there is no sweep"
+        raise InputError(f"{learning_rate_file}: rate", found, expected, hint)
     ratio = chosen["at_width"] / width_of(study, cell.architecture, cell.size)
     return float(chosen["rate"] * ratio ** (0.5 if study.pretrain.optimiser == "muon" else 1.0))

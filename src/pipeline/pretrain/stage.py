@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from pipeline.pretrain.engine.schedule import total
 from pipeline.pretrain.engine.state import whole
 from pipeline.pretrain.engine.step import How, parts_of
 from pipeline.pretrain.engine.trainer import Hooks, Judged, train
+from pipeline.pretrain.kept import source_of, with_manifests
 from pipeline.pretrain.lease import Held, Lease, attempts, note_attempt
 from pipeline.pretrain.lesson import Costs, Lesson, costs, fresh_learner, prepare, score, training_samples
 from pipeline.pretrain.objectives import build_learner, drawn, is_additive, total_of
@@ -108,6 +110,8 @@ def run_cell(
         scored_by = digest([[entry["manifest"] for entry in people.held_out], study.pretrain.collapsed_rank])
         store = open_store(plan, compute, world, root, lease, scored_by)
         if world.same(world.first and store.published(output_folder)):
+            if world.first:
+                print(f"{cell.path} was finished: published from {store.result_folder}.", file=sys.stderr)
             return
         raster = raster_of(plan.metadata, template, flatmap_folder, world.device)
         session = Session(study, compute, world, lease, root, people, prepare(study, plan, raster), store)
@@ -115,8 +119,10 @@ def run_cell(
         training = fit(session)
         finished = unsharded(session)
         if finished is not None:
-            inputs = {**manifests, "draws": draws}
-            keep(session, finished, training, cost, provenance("pretrain", VERSIONS["pretrain"], plan.hash, inputs))
+            inputs = with_manifests(manifests, draws, evaluation_set, learning_rate_file)
+            there = {name: path for name, path in inputs.items() if path is not None}
+            record = provenance("pretrain", VERSIONS["pretrain"], plan.hash, there)
+            keep(session, finished, training, cost, record, source_of(study, cell, inputs))
             store.published(output_folder)
 
 
@@ -268,7 +274,7 @@ def watched(session: Session, begun: Callable[[Training], None]) -> Iterator[Hoo
         nonlocal sink
         begun(training)
         note_start(session, training.taken)
-        sink = events(folder, training.taken + 1)
+        sink = events(folder, training.step + 1)
         bar.begin(training.taken)
 
     def report(step: int, loss: float, rate: float) -> None:
@@ -322,7 +328,9 @@ def unsharded(session: Session) -> Lesson | None:
     return replace(session.lesson, learner=learner.to(session.world.device).train())
 
 
-def keep(session: Session, lesson: Lesson, training: Training, cost: Costs, record: dict[str, Any]) -> None:
+def keep(
+    session: Session, lesson: Lesson, training: Training, cost: Costs, record: dict[str, Any], source: str
+) -> None:
     """Score the learner and write the four files of the cell beside its state; then its checkpoints may go."""
     scores = score(lesson, session.people.held_out)
     if training.taken:
@@ -336,7 +344,7 @@ def keep(session: Session, lesson: Lesson, training: Training, cost: Costs, reco
     save_model(folder / "encoder.safetensors", lesson.learner, session.plan.metadata)
     write_text(folder / "model_card.md", model_card(summary, lesson.context))
     write_json(folder / "summary.json", summary)
-    store.keep_result(FILES)
+    store.keep_result(FILES, source)
     store.clear()
 
 

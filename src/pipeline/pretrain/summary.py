@@ -36,6 +36,7 @@ def summarise(study: Study, lesson: Lesson, people: People, training: Training, 
     return {
         **cell_columns(plan.cell),
         "objective": plan.objective,
+        "recipe": recipe_of(plan),
         "parameters": parameters,
         "decoder_parameters": whole - parameters,
         "flops_per_clip": float(cost.encode_flops),
@@ -62,6 +63,16 @@ def summarise(study: Study, lesson: Lesson, people: People, training: Training, 
         "cell_hash": plan.hash,
         "contract": plan.contract,
     }
+
+
+def recipe_of(plan: Plan) -> dict[str, Any]:
+    """How the weights were moved, by the names of the configuration."""
+    recipe = plan.recipe
+    named = ("optimiser", "schedule", "warmup", "decay", "branches", "weight_decay", "clip_norm", "ema")
+    kept = {name: getattr(recipe, name) for name in named}
+    if recipe.schedule == "cosine":
+        del kept["decay"], kept["branches"]
+    return kept | {"precision": plan.precision, "masks_per_clip": plan.masks_per_clip, "masks": plan.masks}
 
 
 def trunk_clips(training: Training) -> int:

@@ -189,13 +189,16 @@ class Store:
 
     # --- the finished result -----------------------------------------------------------------------------------------
 
-    def keep_result(self, names: Sequence[str]) -> None:
-        """Vouch for finished files in `result_folder`, named in the order in which they are to be published."""
+    def keep_result(self, names: Sequence[str], source: str = "") -> None:
+        """Vouch for finished files in `result_folder`, named in the order in which they are to be published.
+
+        `source` stands for what they were made from, for who looks for them without knowing the cell's hash.
+        """
         record = self.result_folder / "result.json"
         with _disk(record):
             files = [{"name": name, "sha256": sha256_file(self.result_folder / name)} for name in names]
             self._guard()
-            write_json(record, {"files": files, "scored_by": self.scored_by})
+            write_json(record, {"files": files, "scored_by": self.scored_by, "source": source})
 
     def published(self, output: str | Path) -> bool:
         """Put the finished files into `output`, by hard link or as copies; False where the cell is not finished, or was

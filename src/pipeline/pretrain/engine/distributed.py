@@ -109,7 +109,7 @@ def joined(device: str) -> Iterator[World]:
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistNetworkError) or any(text in str(error) for text in LOST)):
             raise
-        raise Unfinished(f"process {rank} of {size} lost another of them: {error}") from error
+        raise Unfinished(f"process {rank} of {size} lost another of them.") from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -78,7 +78,7 @@ class Hooks:
     after_step : told the share of the schedule that is done, after each step that was not skipped.
     judge : scores the weights on held-out people; called on every process, and None where another one has the score.
     stalled : seconds that the training has waited for clips so far.
-    sink : told (step, values) after each step, e.g. TensorBoard.
+    sink : told (step, values) of the trunk, after each step and validation, e.g. TensorBoard.
     """
 
     report: Callable[[int, float, float], None] | None = None
@@ -199,7 +199,7 @@ def run_step(loop: Loop, loss_of: LossOf, stop: Callable[[], bool]) -> None:
         if loop.store:
             loop.store.wait()
         loop.world.barrier()  # a scheduler may end all processes when the first of them has ended
-        raise Unfinished(f"stopped by a signal after step {training.taken} of {len(training.history)}")
+        raise Unfinished(f"stopped by a signal after step {training.taken} of {len(training.history)}.")
     if stopped_early:
         training.status = "stopped_early"
 
@@ -237,8 +237,8 @@ def _write_row(loop: Loop, branch: int, step: int, rate: float, moved: Moved) ->
         "energy_j": float("nan") if training.energy_j is None else training.energy_j,
     }
     training.write(**values)
-    if loop.hooks.sink:
-        loop.hooks.sink(training.taken, values)
+    if loop.hooks.sink and not branch:
+        loop.hooks.sink(step + 1, values)
 
 
 def _validate(loop: Loop, number: int, done: int) -> None:
@@ -251,6 +251,8 @@ def _validate(loop: Loop, number: int, done: int) -> None:
             judged = loop.hooks.judge()
         if judged is not None:
             training.write(val_loss=judged.val_loss, val_r2=judged.val_r2)
+            if loop.hooks.sink and not leg.branch:
+                loop.hooks.sink(done, {"val_loss": judged.val_loss, "val_r2": judged.val_r2})
             if ends:
                 point = {"branch": training.branch(number), "steps": done, "val_loss": judged.val_loss}
                 training.points.append(point | {"val_r2": judged.val_r2} | judged.rest)

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import grid
+from pipeline.artefact import write_json
 from pipeline.config import Compute, Study, load_study
-from pipeline.errors import EXIT_BAD_INPUT, InputError
+from pipeline.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from pipeline.layout import Layout
+from pipeline.pretrain.kept import inputs_of, publish_kept, source_of
 from pipeline.pretrain.launch import queue
 from pipeline.pretrain.launch.job import OUTCOME, Training
 from pipeline.pretrain.lease import alive, read_lease, who
@@ -70,7 +74,7 @@ def _safe(request: Request, jobs: Mapping[str, queue.Job]) -> Answer:
 
 
 def place(request: Request, jobs: Mapping[str, queue.Job]) -> Answer:
-    """Adopt the job of a cell, wait for whoever trains it, or submit it.
+    """Adopt the job of a cell, wait for whoever trains it, publish what is finished, or submit it.
 
     Raises
     ------
@@ -90,6 +94,8 @@ def place(request: Request, jobs: Mapping[str, queue.Job]) -> Answer:
     lease = read_lease(state)
     if lease and alive(lease):
         return {"held": f"waits for {who(lease)}, which trains it"}
+    if publish_kept(state, source_of(study, cell, inputs_of(Layout(study), cell)), Path(request["output"]).parent):
+        return {"code": EXIT_DONE, "message": ""}
     return {**found, **_submit(request, compute, state, name)}
 
 
@@ -123,7 +129,10 @@ def _submit(request: Request, compute: Compute, state: Path, name: str) -> Answe
         said = " ".join(str(error).split())
         if PASSING.search(said):
             return {"later": f"not submitted yet: {said}"}
-        raise _refused(request, said) from error
+        refused = _refused(request, said)
+        ended = {"code": EXIT_BAD_INPUT, "message": str(refused), "job": None}  # for `pipeline status`
+        write_json(state / OUTCOME, ended | {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        raise refused from error
     return {
         "job": job.job_id,
         "text": f"job {job.job_id} submitted to {request.get('partition') or 'the default partition'}",

@@ -5,6 +5,7 @@ same numbers for the heartbeat by which `pipeline status` knows the cell.
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections import deque
@@ -18,6 +19,7 @@ LINE_EVERY_S = 10.0
 DRAW_EVERY_S = 0.2  # a bar drawn after every step of 12 ms costs 2 % of it
 WINDOW_S = 30.0  # over which the rate is taken: since the start it would carry the first step's compiling for hours
 MARK_EVERY_S = 1.0
+WIDE, SHORT = 130, 21  # columns that hold a whole label and its numbers; characters of it where there are fewer
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 Clock = Callable[[], float]
@@ -121,9 +123,9 @@ class _Bar:
         self.drawn = -math.inf
 
     def begin(self, step: int) -> None:
-        self.bar = tqdm(
-            total=self.steps, initial=step, desc=self.label, dynamic_ncols=True, bar_format=BAR, file=sys.stderr
-        )
+        columns = shutil.get_terminal_size().columns  # 80 where the terminal does not tell
+        label = self.label if columns >= WIDE else f"...{self.label[-SHORT:]}"
+        self.bar = tqdm(total=self.steps, initial=step, desc=label, ncols=columns, bar_format=BAR, file=sys.stderr)
 
     def show(self, numbers: Numbers, loss: float, rate: float) -> None:
         if self.bar is None:

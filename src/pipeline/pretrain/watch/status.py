@@ -79,6 +79,13 @@ class Found:
             self.faults.append(f"{LEASE} cannot be read ({_reason(error)})")
             return {}, False
 
+    def saved(self, starts: Sequence[Mapping[str, Any]]) -> int | None:
+        """Step of the newest checkpoint of the settings of the last start."""
+        identity = str(starts[-1].get("identity", "")) if starts else ""
+        names = _names(f"{self.folder}/{STATE}/{identity}") if identity else set()
+        steps = [name[5:-12] for name in names if name.startswith("step-") and name.endswith(".safetensors")]
+        return max((int(step) for step in steps if step.isdigit()), default=None)
+
     def kept(self) -> bool:
         """Whether a finished result lies with the state, so that files that were deleted need no training."""
         folders = [name for name in self.names if name.startswith(f"{STATE}/") and "." not in name]
@@ -162,6 +169,8 @@ def read_cell(cell: str, found: Found, job: Job | None) -> Row:
         return _finished(cell, found)
     starts, outcome = found.starts(), found.record(f"{STATE}/{OUTCOME}")
     known = {**(starts[-1] if starts else {}), **lease}
+    if (saved := found.saved(starts)) is not None:
+        known["step"] = max(saved, _number(known.get("step")) or 0)
     if job is not None:
         return _in_queue(found, cell, {**known, "job": job.id}, job, len(starts))
     if outcome and not _older(outcome, starts):
