@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.artefact import digest, read_json, sha256_file
 from pipeline.config import Study
-from pipeline.grid import Cell
+from pipeline.grid import RANDOM, Cell, sweep_rate
 from pipeline.layout import Layout
 from pipeline.stages import stage_settings, stage_version
 
@@ -18,14 +18,20 @@ Inputs = Mapping[str, str | Path | None]
 def inputs_of(layout: Layout, cell: Cell) -> dict[str, str | Path | None]:
     """Files that a cell is trained from."""
     manifests = layout.store(cell.architecture, "pretrain")
-    return with_manifests(manifests, layout.draws, layout.evaluation_set, layout.learning_rate(cell.architecture))
+    rate = layout.learning_rate(cell.architecture)
+    return with_manifests(cell, manifests, layout.draws, layout.evaluation_set, rate)
 
 
 def with_manifests(
-    manifests: Mapping[str, str | Path], draws: str | Path, evaluation_set: str | Path, rate: str | Path | None
+    cell: Cell,
+    manifests: Mapping[str, str | Path],
+    draws: str | Path,
+    evaluation_set: str | Path,
+    rate: str | Path | None,
 ) -> dict[str, str | Path | None]:
-    """The same by name."""
-    return {**manifests, "draws": draws, "evaluation_set": evaluation_set, "learning_rate": rate}
+    """The same by name; cells of the sweep bring their own rate, and untrained ones need none."""
+    chosen = None if cell.variant == RANDOM or sweep_rate(cell) is not None else rate
+    return {**manifests, "draws": draws, "evaluation_set": evaluation_set, "learning_rate": chosen}
 
 
 def source_of(study: Study, cell: Cell, inputs: Inputs) -> str:

@@ -119,7 +119,7 @@ def run_cell(
         training = fit(session)
         finished = unsharded(session)
         if finished is not None:
-            inputs = with_manifests(manifests, draws, evaluation_set, learning_rate_file)
+            inputs = with_manifests(cell, manifests, draws, evaluation_set, learning_rate_file)
             there = {name: path for name, path in inputs.items() if path is not None}
             record = provenance("pretrain", VERSIONS["pretrain"], plan.hash, there)
             keep(session, finished, training, cost, record, source_of(study, cell, inputs))
