@@ -332,7 +332,7 @@ def test_only_the_first_frames_of_the_first_session_are_trained_on(cohort, tmp_p
 
 def test_sweep_validates_on_pretraining_people_that_it_does_not_train_on(cohort, tmp_path):
     study, cell = small_study(), Cell("swift_v1", "w12", 4, 24, variant=sweep_variant(3e-3))
-    summary = run(cohort, study, cell, tmp_path)
+    summary = run(cohort, study, cell, tmp_path, rates=tmp_path / "not-yet.json")  # it is what the sweep will write
     assert summary["learning_rate"] == 3e-3
     assert summary["n_validation_people"] == 2
     with pytest.raises(InputError, match="nobody held out"):
