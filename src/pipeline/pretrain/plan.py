@@ -17,6 +17,7 @@ from pipeline.errors import InputError, nearest
 from pipeline.grid import RANDOM, Cell, sweep_rate
 from pipeline.models import UNFIT, arguments, describe, names, takes
 from pipeline.pretrain.engine.schedule import route
+from pipeline.pretrain.engine.step import share_of
 from pipeline.pretrain.engine.trainer import Recipe
 from pipeline.pretrain.objectives import build_learner, objective_of
 from pipeline.pretrain.parcel_tables import parcel_tables
@@ -139,12 +140,7 @@ def check_training(study: Study) -> None:
         for size in row.sizes:
             compute = study.compute_of(name, size)
             processes = compute.nodes * max(1, compute.gpus)
-            share, left = divmod(pretrain.batch_clips, processes)
-            if left or share % (compute.micro_batch_clips or share):
-                micro = compute.micro_batch_clips
-                found = f"{pretrain.batch_clips} clips, {processes} process(es), micro_batch_clips {micro}"
-                hint = "Change pretrain.batch_clips, gpus, nodes or micro_batch_clips."
-                raise InputError(f"compute of {name} {size}", found, "a batch that divides evenly", hint)
+            share_of(pretrain.batch_clips, processes, compute.micro_batch_clips, f"compute of {name} {size}")
 
 
 def check_architecture(study: Study, name: str) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.grid import Cell
 from pipeline.models.mup import rate_factors
 from pipeline.pretrain.card import model_card
 from pipeline.pretrain.engine.blocks import checkpoint_blocks, compile_blocks, keep_float32, precision
-from pipeline.pretrain.engine.checkpoint import Store, save_model
+from pipeline.pretrain.engine.checkpoint import Store, disk_fault, save_model
 from pipeline.pretrain.engine.course import Training
 from pipeline.pretrain.engine.distributed import StepModule, World, joined, shard
 from pipeline.pretrain.engine.loader import Loader
@@ -142,8 +142,7 @@ def told(cell: Cell, state_root: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        hint = "Free space or mend the disk, then give the same command: it goes on from the newest whole checkpoint."
-        raise InputError(error.filename or state_root, f"{error.strerror}", "a disk that takes files", hint) from error
+        raise disk_fault(error.filename or state_root, error) from error
 
 
 @contextmanager
@@ -154,29 +153,17 @@ def held(world: World, state_root: Path, cell: Cell) -> Iterator[Lease | None]:
     ------
     Unfinished : somebody else has it; in every process alike.
     """
-    lease = Lease(state_root, cell.path) if world.first else None
+    lease: Lease | None = None
     refused: Held | None = None
-    if lease:
-        try:
-            lease.__enter__()
-        except Held as other:
-            refused = other
-    said = world.same(str(refused) if refused else None)
-    if said:
-        raise refused or Unfinished(said)
-    if lease is None:
-        yield None
-        return
-    with _entered(lease):
+    with ExitStack() as stack:
+        if world.first:
+            try:
+                lease = stack.enter_context(Lease(state_root, cell.path))
+            except Held as other:
+                refused = other
+        if said := world.same(str(refused) if refused else None):
+            raise refused or Unfinished(said)
         yield lease
-
-
-@contextmanager
-def _entered(lease: Lease) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        lease.__exit__(None, None, None)
 
 
 def open_store(

@@ -253,8 +253,13 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        hint = "Free space or mend the disk, then give the same command: it goes on from the newest whole checkpoint."
-        raise InputError(path, f"a disk that fails ({error})", "a file written and read back", hint) from error
+        raise disk_fault(path, error) from error
+
+
+def disk_fault(path: str | Path, error: Exception) -> InputError:
+    """What a person is told of a disk that does not take a file."""
+    hint = "Free space or mend the disk, then give the same command: it goes on from the newest whole checkpoint."
+    return InputError(path, f"a disk that fails ({error})", "a file written and read back", hint)
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -126,11 +126,22 @@ def parts_of(batch: int, step: int, world: World, micro_batch: int | None) -> li
     ------
     InputError : the batch cannot be shared out evenly.
     """
-    share, left = divmod(batch, world.size)
+    share = share_of(batch, world.size, micro_batch)
     size = micro_batch or share
-    if left or share % size:
-        found = f"{batch} clips, {world.size} process(es), {micro_batch or 'no'} micro batch"
-        hint = "Change pretrain.batch_clips, compute.gpus, compute.nodes or compute.micro_batch_clips."
-        raise InputError("pretrain.batch_clips", found, "a batch that divides evenly", hint)
     start = step * batch + world.rank * share
     return [range(at, at + size) for at in range(start, start + share, size)]
+
+
+def share_of(batch: int, processes: int, micro_batch: int | None, where: str = "pretrain.batch_clips") -> int:
+    """Clips of a step that each process sees.
+
+    Raises
+    ------
+    InputError : they, or their parts, are not alike; it names `where`.
+    """
+    share, left = divmod(batch, processes)
+    if left or share % (micro_batch or share):
+        found = f"{batch} clips, {processes} process(es), {micro_batch or 'no'} micro batch"
+        hint = "Change pretrain.batch_clips, compute.gpus, compute.nodes or compute.micro_batch_clips."
+        raise InputError(where, found, "a batch that divides evenly", hint)
+    return share
