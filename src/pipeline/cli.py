@@ -337,7 +337,7 @@ def _import_checkpoint(arguments: Arguments) -> None:
 
 def _learning_rate(arguments: Arguments) -> None:
     from pipeline import grid
-    from pipeline.pretrain.stage import choose_learning_rate
+    from pipeline.pretrain.sweep import choose_learning_rate
 
     study, layout = _study(arguments)
     cells = [cell for cell in grid.block_cells(study, "learning_rate") if cell.architecture == arguments.architecture]

@@ -34,7 +34,7 @@ from pipeline.pretrain.people import choose_people
 from pipeline.pretrain.plan import peak_rate
 from pipeline.pretrain.rasters import voxel_raster
 from pipeline.pretrain.samples import Samples, real_values
-from pipeline.pretrain.stage import choose_learning_rate
+from pipeline.pretrain.sweep import choose_learning_rate
 from pipeline.pretrain.validation import bootstrap, effective_rank
 from pipeline.tables import HISTORY_SCHEMA, PRETRAIN_SCHEMA
 

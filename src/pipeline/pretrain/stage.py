@@ -1,4 +1,4 @@
-"""The stage that pretrains one cell, and the one that chooses an architecture's learning rate.
+"""The stage that pretrains one cell.
 
 A cell is trained by whoever holds its lease, in one process or several. Its finished files are kept with its state and
 published from there, so that outputs that were deleted come back by the same command.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artefact import digest, provenance, read_json, write_json, write_table, write_text
+from pipeline.artefact import digest, provenance, write_json, write_table, write_text
 from pipeline.bold.template import load_template
 from pipeline.config import Compute, Study
 from pipeline.errors import InputError, Unfinished
@@ -40,7 +40,7 @@ from pipeline.pretrain.lesson import Costs, Lesson, costs, fresh_learner, prepar
 from pipeline.pretrain.objectives import build_learner, drawn, is_additive, total_of
 from pipeline.pretrain.objectives.batch import Batch, Total
 from pipeline.pretrain.people import Paths, People, choose_people
-from pipeline.pretrain.plan import Plan, make_plan, peak_rate, width_of
+from pipeline.pretrain.plan import Plan, make_plan, peak_rate
 from pipeline.pretrain.rasters import raster_of
 from pipeline.pretrain.summary import history_table, summarise, validation_columns
 from pipeline.pretrain.watch.progress import Progress
@@ -370,32 +370,3 @@ def _device(compute: Compute) -> str:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     return "cuda"
-
-
-def choose_learning_rate(study: Study, architecture: str, summaries: Iterable[str | Path], output: str | Path) -> None:
-    """Write lr.json: the rate of the sweep cell with the lowest held-out loss, or the configured one without a sweep.
-
-    Raises
-    ------
-    InputError : no cell of the sweep completed.
-    """
-    paths = [Path(path) for path in summaries]
-    cells = [read_json(path) for path in paths]
-    rates = [cell["learning_rate"] for cell in cells]
-    losses = [cell["val_loss"] if cell["status"] == "completed" else None for cell in cells]
-    ranked = sorted((loss, rate) for loss, rate in zip(losses, rates, strict=True) if loss is not None)
-    if cells and not ranked:
-        found = ", ".join(f"{rate:g}: {cell['status']}" for rate, cell in zip(rates, cells, strict=True))
-        hint = "Add lower rates."
-        raise InputError("grid.learning_rate.rates", found, f"a rate at which {architecture} trains", hint)
-    chosen = {
-        "architecture": architecture,
-        "rate": ranked[0][1] if ranked else study.pretrain.learning_rate,
-        "decided_by": "sweep" if ranked else "pretrain.learning_rate, because grid.learning_rate.rates is empty",
-        "at_width": width_of(study, architecture, study.swept_size(architecture)),
-        "rates": rates,
-        "losses": losses,
-        "statuses": [cell["status"] for cell in cells],
-    }
-    record = provenance("learning_rate", VERSIONS["learning_rate"], rates, {str(path.parent): path for path in paths})
-    write_json(output, chosen | {"provenance": record})
