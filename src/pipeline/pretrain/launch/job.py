@@ -24,6 +24,12 @@ from pipeline.pretrain.lease import Held, Lost, attempts
 OUTCOME = "outcome.json"
 
 
+def write_outcome(state: Path, code: int, message: str, job: str | None) -> None:
+    """Say how a cell's job ended, or that SLURM took none (`job` None), for the broker and `pipeline status`."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(state / OUTCOME, {"code": code, "message": message, "job": job, "when": when})
+
+
 class Requeue(Exception):
     """The training has saved and stopped because a signal came."""
 
@@ -61,8 +67,7 @@ class Training:
             return
         # Of several processes the first speaks; one that fails does, too, since its end takes the first along.
         if _first() or (code not in (EXIT_DONE, EXIT_UNFINISHED) and not self._told()):
-            ended = {"code": code, "message": message, "job": os.environ.get("SLURM_JOB_ID")}
-            write_json(Path(self.state) / OUTCOME, ended | {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+            write_outcome(Path(self.state), code, message, os.environ.get("SLURM_JOB_ID"))
         if code:
             raise SystemExit(code)
 

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import grid
-from pipeline.artefact import write_json
 from pipeline.config import Compute, Study, load_study
 from pipeline.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from pipeline.layout import Layout
 from pipeline.pretrain.kept import inputs_of, publish_kept, source_of
 from pipeline.pretrain.launch import queue
-from pipeline.pretrain.launch.job import OUTCOME, Training
+from pipeline.pretrain.launch.job import OUTCOME, Training, write_outcome
 from pipeline.pretrain.lease import alive, read_lease, who
 from pipeline.stages import stage_settings, stage_version
 
@@ -130,8 +128,7 @@ def _submit(request: Request, compute: Compute, state: Path, name: str) -> Answe
         if PASSING.search(said):
             return {"later": f"not submitted yet: {said}"}
         refused = _refused(request, said)
-        ended = {"code": EXIT_BAD_INPUT, "message": str(refused), "job": None}  # for `pipeline status`
-        write_json(state / OUTCOME, ended | {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        write_outcome(state, EXIT_BAD_INPUT, str(refused), None)
         raise refused from error
     return {
         "job": job.job_id,
