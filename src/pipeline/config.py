@@ -52,6 +52,7 @@ OptimiserName: TypeAlias = Literal["adamw", "muon"]
 ScheduleName: TypeAlias = Literal["cosine", "warmup-stable-decay"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 Parallel: TypeAlias = Literal["data", "fsdp"]
+ProtocolName: TypeAlias = Literal["frozen", "trained", "leave_site_out", "low_shot"]
 ConfoundPart: TypeAlias = Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass", "ica_aroma"]
 
 
@@ -88,8 +89,17 @@ class Phenotype(Strict):
     """One label of a participants table, and how it is coded."""
 
     column: str = Field(description="Column of participants.tsv")
-    positive: tuple[str, ...] = Field(description="Values that mean 1")
-    negative: tuple[str, ...] = Field(description="Values that mean 0; n/a is missing, any other value is refused")
+    positive: tuple[str, ...] = Field((), description="Values that mean 1")
+    negative: tuple[str, ...] = Field((), description="Values that mean 0; n/a is missing, any other value is refused")
+    number: bool = Field(False, description="A quantity (age, a score) instead of two classes: predicted by ridge")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Phenotype:
+        if self.number == bool(self.positive or self.negative) or bool(self.positive) != bool(self.negative):
+            raise PydanticCustomError("coding", "either 'number: true' or the values of both 'positive' and 'negative'")
+        if both := set(self.positive) & set(self.negative):
+            raise PydanticCustomError("two_codes", "'{value}' on one side only", {"value": sorted(both)[0]})
+        return self
 
 
 class Simulation(Strict):
@@ -370,20 +380,74 @@ class Pretrain(Strict):
         return self
 
 
+class Supervised(Strict):
+    """Systems that learn from labels with a gradient: networks on connectomes, fine-tuned encoders, attentive probes."""
+
+    systems: dict[Slug, dict[str, Any]] = Field(
+        {"brainnetcnn": {}, "braingnn": {}, "brainnettf": {}},
+        description="Networks of the registry trained on labels alone, and their arguments; {}: none",
+    )
+    learning_rates: tuple[Positive, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), description="Tried on the validation part")
+    epochs: Count = Field(30, description="Most passes over the training part, the same for every network")
+    patience: Count = Field(6, description="Passes without a better validation loss after which a fit ends")
+    batch_people: Count = Field(16, description="People a step")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")
+    fine_tune: tuple[EvaluatedBlock, ...] = Field(
+        (), description="Blocks of the grid whose largest encoders are fine-tuned, one seed each"
+    )
+    attentive: tuple[EvaluatedBlock, ...] = Field(
+        (), description="Blocks of the grid whose largest encoders are also read by attentive pooling, one seed each"
+    )
+
+
+class Boosting(Strict):
+    """Gradient boosting on connectomes: settings tried on inner folds."""
+
+    leaves: tuple[Count, ...] = Field((4, 8, 16, 31), description="Leaves a tree tried, one a candidate")
+    trees: Count = Field(100, description="Trees of a fit")
+    learning_rate: Positive = Field(0.1, description="Shrinkage of a tree")
+    components: Count = Field(100, description="Principal components of the training part that trees see")
+
+
 class Evaluate(Strict):
     """Frozen probes and the benchmark."""
 
+    protocols: tuple[ProtocolName, ...] = Field(
+        get_args(ProtocolName), description="What is run; `pipeline benchmark --help` tells each"
+    )
     splits: Count = Field(100, description="Stratified splits grouped by family")
+    declared_splits: Count = Field(10, description="The first of these splits, on which systems that are trained run")
     test: Fraction = Field(0.15, description="Share of people in the test part")
-    validation: Fraction = Field(0.15, description="Share in the validation part (reserved for early stopping)")
+    validation: Fraction = Field(0.15, description="Share in the validation part, for early stopping alone")
     penalties: tuple[Positive, ...] = Field((0.001, 0.01, 0.1, 1.0), description="L2 strengths C tried inside train")
-    low_shot: tuple[Count, ...] = Field((5, 10), description="Labelled people a class")
+    boosting: Boosting = Boosting()
+    supervised: Supervised = Supervised()
+    systems: tuple[Slug, ...] = Field(
+        (), description="Simple and supervised systems beside the encoders; empty: all that apply to a data set"
+    )
+    harmonise: Literal["none", "combat"] = Field(
+        "none", description="combat: sites of features are aligned, fitted on the training part of each split"
+    )
+    low_shot: tuple[Count, ...] = Field((1, 5, 10, 20, 50), description="Labelled people a class")
     low_shot_draws: Count = Field(20, description="Draws a low-shot size, the same for every system")
     frames: Count | None = Field(None, description="Length of probed scans, from a run's start, frames; empty: all")
     identity_frames: Count = Field(60, description="Length of the scans whose people are matched, frames")
     bootstrap: Count = Field(1000, description="Resamples of people behind each interval")
     permutations: Count = Field(20, description="Label permutations of the chance row")
     confidence: Fraction = Field(0.95, description="Coverage of every interval")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Evaluate:
+        budgets = {len(self.penalties), len(self.boosting.leaves), len(self.supervised.learning_rates)}
+        if len(budgets) > 1:
+            message = "one tuning budget: as many 'penalties' as 'boosting.leaves' and 'supervised.learning_rates'"
+            raise PydanticCustomError("budgets", message)
+        return self
+
+    @property
+    def tuning(self) -> int:
+        """Candidate settings that every system may try."""
+        return len(self.penalties)
 
 
 class Spectral(Strict):

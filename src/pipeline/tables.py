@@ -51,6 +51,45 @@ RESULT_SCHEMA = _schema(
     "str: unit",
 )
 
+# A row of the benchmark: a result under a named protocol. `group` is "all", or the people that the value is of
+# ("sex F", "age 8-12", "site NYU", "motion low"); split is "split-007", "site NYU", "low-shot-5", or a summary:
+# "mean" (of the splits), "oof" (of each person's averaged score), "permuted".
+BENCHMARK_SCHEMA = _schema(
+    *_CELL,
+    "str: dataset task protocol metric split group",
+    "int: fold",
+    _INTERVAL,
+    "int: n",
+    "str: status",
+    "bool: simulated",
+    "str: unit",
+)
+
+# What each protocol is run on: people whose label is known, their hash and that of the splits, and what could be found.
+# `detectable` is the smallest difference of two AUROCs that would be found in four of five repeats at p < .05.
+TASKS_SCHEMA = _schema(
+    "str: dataset task protocol kind",
+    "int: n families positive negative splits tuning",
+    "float: detectable?",
+    "str: evaluation_hash splits_hash",
+    "bool: simulated",
+)
+
+# Evaluation people who are not in a task, and why; nobody is named.
+EXCLUSIONS_SCHEMA = _schema("str: dataset task reason", "int: n", "bool: simulated")
+
+# One comparison of two systems on one task. `role` says why the other is there: "connectome", "best simple", "best
+# peer". p is of the Nadeau-Bengio t test over the splits that both ran; p_holm is adjusted over `family`, which is told.
+COMPARISONS_SCHEMA = _schema(
+    *_CELL,
+    "str: dataset task protocol metric against role",
+    "float: difference? low? high? p? p_holm?",
+    "float: people_low? people_high? people_p?",  # of the paired bootstrap over families, where both have scores
+    "int: n splits",
+    "str: family",
+    "bool: simulated",
+)
+
 PRETRAIN_SCHEMA = _schema(
     *_CELL,
     "str: status",
@@ -105,8 +144,11 @@ TRUTHS_SCHEMA = _schema(
 # People and runs of each data set in each part of the study (`pipeline.losses`).
 LOSSES_SCHEMA = _schema("str: dataset part unit outcome fault", "int: n", "bool: simulated")
 
-# Scores of people outside the part that a model was fitted on; `person` is a salted hash, never an identifier.
-SCORES_SCHEMA = _schema(*_CELL, "str: dataset task person family", "int: label", "float: score", "bool: simulated")
+# Scores of people outside the part that a model was fitted on, averaged over the splits that tested them; `person` is a
+# salted hash, never an identifier. A number's `label` and `score` are in its own unit, and it has no `probability`.
+SCORES_SCHEMA = _schema(
+    *_CELL, "str: dataset task protocol person family", "float: label score probability?", "bool: simulated"
+)
 
 
 def cell_columns(cell: Cell, system: str | None = None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pipeline.evaluate.statistics import (
 from pipeline.intervals import Interval, at_the_edge, bootstrap_interval, family_weights, percentile_interval
 from pipeline.tables import NONE
 
-PROTOCOL = "frozen-v1"
+PROTOCOL = "frozen-v2"
 SUMMARY, PERMUTED = "oof", "permuted"
 
 Row = dict[str, Any]
