@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BRAINMARKS := .venv-brainmarks
 CORES ?= $(shell nproc)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo smoke test slurm-test soak lint format bench clean
+.PHONY: help demo smoke test slurm-test soak brainmarks-test lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +41,21 @@ slurm-test: $(VENV)/.installed ## training on a real SLURM of one node: preempte
 soak: $(VENV)/.installed ## fifty trainings killed while they compute and while they write, each to end bitwise equal
 	PYTHONPATH=tests/unit python tests/faults/soak_killed_runs.py
 
+# brainmarks and torch 2.13 ask for different setuptools, so pip cannot have both: an environment that sees the main one
+# (a .pth file), with brainmarks and the six packages that its smoke test imports, without their dependencies.
+$(BRAINMARKS)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(BRAINMARKS)
+	main=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	own=$$($(BRAINMARKS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$main')" > $$own/main.pth
+	$(BRAINMARKS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps brainmarks==0.1.1 \
+	pycortex==1.4.0 templateflow==25.1.2 acres==0.5.0 looseversion==1.3.0 mda-xdrlib==0.2.0 numexpr==2.14.2
+	touch $@
+
+brainmarks-test: $(BRAINMARKS)/.installed ## brainmarks' own smoke test on encoders of ours, in an environment of its own
+	XDG_CONFIG_HOME=$(CURDIR)/$(BRAINMARKS)/home TEMPLATEFLOW_HOME=$(CURDIR)/$(BRAINMARKS)/templates \
+	$(BRAINMARKS)/bin/python -m pytest tests/unit/test_brainmarks.py -rP -k smoke
+
 lint: $(VENV)/.installed ## style, types, layers, workflow
 	ruff check .
 	ruff format --check .
@@ -57,4 +73,4 @@ bench: $(VENV)/.installed ## speed, as ratios against named references
 	for file in benchmarks/bench_*.py; do python $$file || exit 1; done
 
 clean: ## remove results and the environment
-	rm -rf results $(VENV)
+	rm -rf results $(VENV) $(BRAINMARKS)

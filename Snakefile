@@ -1,6 +1,6 @@
 """fMRI foundation models, from raw BOLD to the figures of a paper.
 
-Targets a user names:   all   figure1 ... figure5   benchmark   cells   report   shards   parcels   flatmaps
+Targets a user names:   all   figure1 ... figure5   benchmark   supplement   cells   report   shards   parcels   flatmaps
 A plan of them:         snakemake -n figure4   (needs no data)
 One grid cell:          snakemake --cores 2 results/<study>/pretrain/<cell>/summary.json   (`pipeline cells` lists them)
 Another study:          snakemake --cores 2 figure4 --configfile config/demo.yaml
@@ -24,6 +24,7 @@ include: "workflow/rules/derive.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/supplement.smk"
 
 
 onstart:
@@ -37,6 +38,7 @@ localrules:
     flatmaps,
     cells,
     benchmark,
+    supplement,
     report,
     figure1,
     figure2,
@@ -51,6 +53,7 @@ rule all:
     input:
         [f"{RESULTS}/figures/figure{number}.png" for number in FIGURES],
         f"{RESULTS}/report.html",
+        SUPPLEMENT,
 
 
 rule shards:
@@ -81,6 +84,12 @@ rule benchmark:
     """The benchmark table: every encoder beside every baseline."""
     input:
         f"{RESULTS}/tables/benchmark.parquet",
+
+
+rule supplement:
+    """Figure S1 and attributions drawn on the brain."""
+    input:
+        SUPPLEMENT,
 
 
 rule report:

@@ -335,6 +335,31 @@ def _import_checkpoint(arguments: Arguments) -> None:
     print(f"{arguments.output}: {record['model']}, from {arguments.system}. Licence of the weights: {licence}")
 
 
+def _memorisation(arguments: Arguments) -> None:
+    from pipeline import grid
+    from pipeline.artefact import write_json
+    from pipeline.evaluate.release import check
+
+    study, layout = _study(arguments)
+    cell = grid.require_cell(study, arguments.cell)
+    found = check(study, layout, cell, arguments.people)
+    write_json(arguments.output, {"cell": cell.path, **found.numbers})
+    told = f"AUROC {found.membership.value:.3f} by {found.statistic}, {found.nearness.value:.3f} by distance"
+    print(f"{cell.path}: {found.verdict}. {told}; {found.copies} copies.")
+
+
+def _release(arguments: Arguments) -> None:
+    from pipeline import grid
+    from pipeline.evaluate.release import release_cell
+
+    study, layout = _study(arguments)
+    cell = grid.require_cell(study, arguments.cell)
+    record = release_cell(
+        study, layout, cell, arguments.output, arguments.licence, arguments.statement, arguments.people
+    )
+    print(f"{arguments.output}: {cell.path}, under {record['licence']}; {record['memorisation']['verdict']}.")
+
+
 def _learning_rate(arguments: Arguments) -> None:
     from pipeline import grid
     from pipeline.pretrain.sweep import choose_learning_rate
@@ -350,7 +375,7 @@ def _evaluate(arguments: Arguments) -> None:
 
     use_threads(arguments.threads)
     from pipeline import grid
-    from pipeline.evaluate.stage import evaluate_cell
+    from pipeline.evaluate.encoders import evaluate_cell
     from pipeline.spectral.stage import analyse_cell
 
     study, layout = _study(arguments)
@@ -361,10 +386,12 @@ def _evaluate(arguments: Arguments) -> None:
         pretrain_folder=layout.cell("pretrain", cell),
         template_folder=layout.template,
         manifests=layout.store(cell.architecture, "evaluate"),
+        raw_manifests=layout.manifests("pretrain", "evaluate"),
         participants=layout.participants("evaluate"),
         evaluation_set=layout.evaluation_set,
         probe_out=arguments.output,
         benchmark_out=layout.cell("benchmark", cell) / "benchmark.parquet",
+        features_folder=layout.features / cell.path,
         flatmap_folder=layout.flatmap.parent,
     )
     analyse_cell(
@@ -383,18 +410,21 @@ def _baselines(arguments: Arguments) -> None:
     from pipeline.pretrain.launch.local import use_threads
 
     use_threads(arguments.threads)
-    from pipeline.evaluate.stage import evaluate_baselines
+    from pipeline.evaluate.stage import evaluate_systems, write
+    from pipeline.evaluate.systems.jobs import require_job
 
     study, layout = _study(arguments)
-    evaluate_baselines(
-        study,
-        template_folder=layout.template,
-        manifests=layout.manifests("evaluate"),
-        participants=layout.participants("evaluate"),
-        evaluation_set=layout.evaluation_set,
-        probe_out=arguments.output,
-        benchmark_out=layout.root / "benchmark" / "baselines" / "benchmark.parquet",
-    )
+    evaluation = layout.participants("evaluate"), layout.evaluation_set
+    systems = require_job(study, arguments.systems)
+    rows, cohorts = evaluate_systems(study, systems, layout.template, layout.manifests("evaluate"), *evaluation)
+    benchmark = layout.root / "benchmark" / arguments.systems / "benchmark.parquet"
+    write(study, rows, cohorts, arguments.output, benchmark, {"evaluation_set": layout.evaluation_set})
+
+
+def _benchmark(arguments: Arguments) -> None:
+    from pipeline.evaluate.folder import Options, benchmark_folder
+
+    benchmark_folder(Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__}))
 
 
 def _raw_spectra(arguments: Arguments) -> None:
@@ -414,11 +444,71 @@ def _raw_spectra(arguments: Arguments) -> None:
 # --- tables, claims, figures ---------------------------------------------------------------------------------------
 
 
+def _supplement(arguments: Arguments) -> None:
+    from pipeline.pretrain.launch.local import use_threads
+
+    use_threads(arguments.threads)
+    from pipeline import grid
+    from pipeline.evaluate.supplement import supplement_cell
+
+    study, layout = _study(arguments)
+    cell = grid.require_cell(study, arguments.cell)
+    supplement_cell(
+        study,
+        cell,
+        pretrain_folder=layout.cell("pretrain", cell),
+        template_folder=layout.template,
+        manifests=layout.store(cell.architecture, "evaluate"),
+        participants=layout.participants("evaluate"),
+        evaluation_set=layout.evaluation_set,
+        supplement_out=arguments.output,
+        attribution_out=arguments.output.with_name("attribution.parquet"),
+        features_folder=layout.features / cell.path,
+        flatmap_folder=layout.flatmap.parent,
+    )
+
+
+def _memory(arguments: Arguments) -> None:
+    from pipeline.evaluate.supplement import count_memory
+
+    study, _ = _study(arguments)
+    count_memory(study, arguments.output)
+
+
+def _supplement_tables(arguments: Arguments) -> None:
+    from pipeline.evaluate.supplement_tables import collect_supplement
+
+    study, _ = _study(arguments)
+    collect_supplement(study, arguments.output)
+
+
+def _supplement_figure(arguments: Arguments) -> None:
+    from pipeline.figures.supplement import write_supplement
+
+    study, layout = _study(arguments)
+    write_supplement(study, layout.tables, arguments.output)
+
+
+def _brains(arguments: Arguments) -> None:
+    from pipeline.figures.brains import write_brains
+
+    study, layout = _study(arguments)
+    write_brains(study, layout.tables, layout.template, arguments.output)
+
+
 def _tables(arguments: Arguments) -> None:
+    from pipeline.evaluate.systems.jobs import system_jobs
     from pipeline.tables import collect_tables
 
     study, _ = _study(arguments)
-    collect_tables(study, arguments.output)
+    collect_tables(study, arguments.output, [*system_jobs(study)])
+
+
+def _comparisons(arguments: Arguments) -> None:
+    from pipeline.evaluate.comparison import write_comparisons
+
+    study, layout = _study(arguments)
+    write_comparisons(study, layout.tables, arguments.output)
 
 
 def _scaling(arguments: Arguments) -> None:
@@ -529,15 +619,31 @@ def _parser() -> argparse.ArgumentParser:
     released.set_defaults(verb=_import_checkpoint)
     add("learning-rate", _learning_rate, "choose an architecture's learning rate from its sweep", "architecture")
     add("evaluate", _evaluate, "probe, benchmark and spectra of one cell's frozen encoder", "cell", "threads")
-    add("baselines", _baselines, "the simple systems through the encoders' protocol", "threads")
+    outside = add("baselines", _baselines, "systems outside the grid through the encoders' protocols", "threads")
+    job = "which: 'baselines' for those that are not trained, or the name of one that is (default: %(default)s)"
+    outside.add_argument("--systems", default="baselines", metavar="JOB", help=job)
+    _add_benchmark(verbs)
     add("raw-spectra", _raw_spectra, "slope and Hurst exponent of the raw signal and its controls", "threads")
+    add("supplement", _supplement, "scan lengths, ablations and attributions of one encoder", "cell", "threads")
+    add("memory", _memory, "count memory of a clip against its frames for every voxel architecture")
+    add("supplement-tables", _supplement_tables, "collect the supplement's tables")
     add("tables", _tables, "one tidy table a stage, over every cell")
+    _add_people(add("memorisation", _memorisation, "ask a cell whether it remembers whom it was trained on", "cell"))
+    release = add("release", _release, "release a cell's weights with a card, or say why not", "cell", output=False)
+    release.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="new folder for others")
+    licence = "of the weights, by its SPDX name, e.g. CC-BY-NC-SA-4.0"
+    release.add_argument("--licence", required=True, metavar="NAME", help=licence)
+    _path(release, "--statement", None, "who allows weights of restricted data to go (docs/release.md)")
+    _add_people(release)
+    add("comparisons", _comparisons, "compare every system with the connectome, the best simple one and the best peer")
     add("scaling", _scaling, "fit the scaling laws and the N x T surface", "input")
     add("claims", _claims, "decide every claim from the tables", "input")
     truths = add("truths", _truths, "hold what was found against what was simulated", output=False)
     _path(truths, "--output", None, "table to write")
     _path(truths, "--print", None, "print this table instead; exit 1 if a truth was not recovered")
     add("figure", _figure, "draw one figure and write its numbers", "number")
+    add("supplement-figure", _supplement_figure, "draw Figure S1 and write its numbers")
+    add("brains", _brains, "draw attributions on a glass brain and on cortex")
     add("report", _report, "write the HTML report")
     return parser
 
@@ -558,6 +664,50 @@ def _add_verb(
         parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="what to write")
     parser.set_defaults(verb=verb)
     return parser
+
+
+def _add_benchmark(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "systems on any folder of parcel series with a table of people, without a configuration"
+    parser = verbs.add_parser("benchmark", help=summary, description=f"Run {summary} (docs/benchmark.md).")
+    parser.set_defaults(verb=_benchmark)
+    add = parser.add_argument
+    add("--dataset", type=Path, required=True, metavar="FOLDER", help="folder with series and participants.tsv or .csv")
+    add("--task", required=True, metavar="COLUMN", help="column that is predicted: two classes, or a number")
+    add("--systems", type=_words, required=True, metavar="A,B", help="e.g. connectome_logistic,confounds,chance")
+    add("--output", type=Path, required=True, metavar="TABLE.parquet", help="a row a system, split and metric")
+    add("--splits", type=int, default=100, metavar="N", help="random splits (default: %(default)s)")
+    protocols = "frozen, trained, leave_site_out, low_shot, by commas (default: frozen, or trained where a system is)"
+    add("--protocols", type=_words, default=(), metavar="A,B", help=protocols)
+    add("--positive", type=_words, default=(), metavar="VALUES", help="values of the positive class, by commas")
+    add("--negative", type=_words, default=(), metavar="VALUES", help="of the negative one (default: all others)")
+    add("--number", action="store_true", help="the task is a number, however few different values it has")
+    _path(parser, "--participants", None, "table of people (default: the folder's)")
+    for flag, what in (("--id-column", "ids"), ("--site-column", "sites")):
+        add(flag, default=None, metavar="COLUMN", help=f"column of {what} (default: inferred)")
+    add(
+        "--confounds",
+        type=_words,
+        default=None,
+        metavar="A,B",
+        help="columns beside age, sex and site (default: inferred)",
+    )
+    add("--tr", dest="tr_s", type=float, default=None, metavar="SECONDS", help="repetition time (default: the table's)")
+    add("--min-frames", type=int, default=20, metavar="N", help="shorter series are excluded (default: %(default)s)")
+    coverage = "share of parcels with a signal below which a person is excluded (default: %(default)s)"
+    add("--min-coverage", type=float, default=0.25, metavar="SHARE", help=coverage)
+    add("--seed", type=int, default=0, help="seed of the splits (default: %(default)s)")
+    _OPTIONS["workers"](parser)
+    _path(parser, "--work", None, "folder kept between calls (default: beside --output, TABLE.work)")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
+def _add_people(parser: argparse.ArgumentParser) -> None:
+    told = "people of each side in the memorisation check, at most (default: %(default)s)"
+    parser.add_argument("--people", type=int, default=256, metavar="N", help=told)
 
 
 def _add_launch_options(parser: argparse.ArgumentParser) -> None:

@@ -53,6 +53,8 @@ ScheduleName: TypeAlias = Literal["cosine", "warmup-stable-decay"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 Parallel: TypeAlias = Literal["data", "fsdp"]
 ProtocolName: TypeAlias = Literal["frozen", "trained", "leave_site_out", "low_shot"]
+Terms: TypeAlias = Literal["free", "restricted", "never"]
+PartName: TypeAlias = Literal["time", "space", "attention", "scan", "mlp", "position", "order"]
 ConfoundPart: TypeAlias = Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass", "ica_aroma"]
 
 
@@ -161,6 +163,12 @@ class Dataset(Strict):
     family_column: str | None = Field(None, description="Column that names the family; empty: all unrelated")
     site_column: str | None = Field(None, description="Column that names the site")
     denoising: str = Field("none", description="Name of the denoising already applied; goes into the contract")
+    licence: str = Field("", description="Licence of the data, by its SPDX name, or the agreement they came under")
+    weights: Terms = Field(
+        "restricted",
+        description="Weights trained on it. free: released under a licence that its own allows; restricted: also with "
+        "a statement of who allows it and a passed memorisation check; never",
+    )
     simulated: bool = Field(False, description="True: every figure that draws it says so")
     simulation: Simulation | None = Field(None, description="Make the data: a simulated cohort")
     packaged: PackagedRun | None = Field(None, description="Get the data: a run inside a public wheel")
@@ -381,12 +389,13 @@ class Pretrain(Strict):
 
 
 class Supervised(Strict):
-    """Systems that learn from labels with a gradient: networks on connectomes, fine-tuned encoders, attentive probes."""
+    """Systems that learn from labels by gradients: networks on connectomes, fine-tuned encoders, attentive probes."""
 
     systems: dict[Slug, dict[str, Any]] = Field(
         {"brainnetcnn": {}, "braingnn": {}, "brainnettf": {}},
         description="Networks of the registry trained on labels alone, and their arguments; {}: none",
     )
+    tasks: tuple[Slug, ...] = Field((), description="Tasks that they learn; empty: all")
     learning_rates: tuple[Positive, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), description="Tried on the validation part")
     epochs: Count = Field(30, description="Most passes over the training part, the same for every network")
     patience: Count = Field(6, description="Passes without a better validation loss after which a fit ends")
@@ -403,10 +412,19 @@ class Supervised(Strict):
 class Boosting(Strict):
     """Gradient boosting on connectomes: settings tried on inner folds."""
 
-    leaves: tuple[Count, ...] = Field((4, 8, 16, 31), description="Leaves a tree tried, one a candidate")
+    leaves: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (4, 8, 16, 31), description="Leaves a tree tried, one a candidate"
+    )
     trees: Count = Field(100, description="Trees of a fit")
     learning_rate: Positive = Field(0.1, description="Shrinkage of a tree")
     components: Count = Field(100, description="Principal components of the training part that trees see")
+
+
+class State(Strict):
+    """What a person did in the scanner, told by runs of two data sets, mostly of the same people."""
+
+    positive: Slug = Field(description="Data set whose runs are 1, e.g. a task")
+    negative: Slug = Field(description="Data set whose runs are 0, e.g. rest")
 
 
 class Evaluate(Strict):
@@ -420,8 +438,9 @@ class Evaluate(Strict):
     test: Fraction = Field(0.15, description="Share of people in the test part")
     validation: Fraction = Field(0.15, description="Share in the validation part, for early stopping alone")
     penalties: tuple[Positive, ...] = Field((0.001, 0.01, 0.1, 1.0), description="L2 strengths C tried inside train")
-    boosting: Boosting = Boosting()
-    supervised: Supervised = Supervised()
+    boosting: Boosting = Field(Boosting(), description="Gradient boosting")
+    supervised: Supervised = Field(Supervised(), description="Systems that learn from labels by gradients")
+    states: dict[Slug, State] = Field({}, description="Tasks that tell runs apart instead of people, by name")
     systems: tuple[Slug, ...] = Field(
         (), description="Simple and supervised systems beside the encoders; empty: all that apply to a data set"
     )
@@ -448,6 +467,30 @@ class Evaluate(Strict):
     def tuning(self) -> int:
         """Candidate settings that every system may try."""
         return len(self.penalties)
+
+
+class Supplement(Strict):
+    """What the features of the largest encoders rest on: frames of a scan, parts of the network, places."""
+
+    blocks: tuple[EvaluatedBlock, ...] = Field(
+        ("scaling",), description="Blocks of the grid whose largest encoders are looked into, one seed each"
+    )
+    runs: Count | None = Field(None, description="Runs a person of scan lengths and ablations; empty: all")
+    splits: Count = Field(100, description="The first of the benchmark's splits, on which they are probed")
+    frames: tuple[Count, ...] = Field((20, 50, 100, 200, 400), description="Scan lengths probed, frames")
+    parts: tuple[PartName, ...] = Field(
+        get_args(PartName), description="What is taken out of an encoder that has it; order: frames are shuffled"
+    )
+    people: Annotated[int, Field(ge=4)] = Field(32, description="People whose scores are explained")
+    clips: Count = Field(2, description="Clips a person, evenly spaced over the probed scan")
+    components: Count = Field(8, description="Principal components of the features that the read-out sees")
+    steps: Count = Field(32, description="Points of the path of Integrated Gradients")
+    baseline: Literal["people", "zero"] = Field("people", description="Where paths begin: another person's scan, or 0")
+    shuffles: Count = Field(999, description="Label permutations of the test of parcels and networks")
+    drawn: tuple[Literal["share", "signed", "effect"], ...] = Field(
+        ("share", "effect"), description="Attributions drawn on the brain; a picture takes 2 s"
+    )
+    memory_frames: tuple[Count, ...] = Field((20, 50, 100, 200, 400), description="Frames that memory is counted at")
 
 
 class Spectral(Strict):
@@ -518,6 +561,7 @@ class Study(Strict):
     grid: Grid = Grid()
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
+    supplement: Supplement = Supplement()
     spectral: Spectral = Spectral()
     scaling: Scaling = Scaling()
     figures: Figures = Figures()
@@ -530,6 +574,9 @@ class Study(Strict):
             self._check_cells(where, cells)
         self._check_atlases()
         self._check_sweep("grid.learning_rate", self.grid.learning_rate)
+        for name, state in self.evaluate.states.items():
+            for dataset in (state.positive, state.negative):
+                _check_known(f"evaluate.states.{name}", "data set to evaluate on", dataset, self.with_role("evaluate"))
         self._check_one_training_a_cell()
         return self
 
@@ -556,9 +603,10 @@ class Study(Strict):
                     raise PydanticCustomError("two_trainings", message, found)
 
     def _check_atlases(self) -> None:
+        known = [*self.atlases, *(dataset.atlas for dataset in self.datasets.values() if dataset.atlas is not None)]
         for name, architecture in self.architectures.items():
             if architecture.atlas is not None:
-                _check_known(f"architectures.{name}.atlas", "atlas of the study", architecture.atlas, self.atlases)
+                _check_known(f"architectures.{name}.atlas", "atlas of the study", architecture.atlas, known)
 
     def swept_size(self, architecture: str) -> str:
         """The size at which an architecture's rate is chosen: its own, the sweep's, else the first of its ladder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
@@ -98,6 +98,17 @@ def largest(study: Study, architecture: str) -> list[Cell]:
 def encodes_shuffled(study: Study, cell: Cell) -> bool:
     """Whether a cell is also given its frames in random order: the last of the largest, because that costs as much."""
     return cell in largest(study, cell.architecture)[-1:]
+
+
+def first_of_largest(study: Study, cell: Cell, blocks: Sequence[EvaluatedBlock]) -> bool:
+    """Whether a cell is the first (draw, seed) of its architecture's largest size in one of these blocks."""
+    for block in blocks:
+        cells = [other for other in block_cells(study, block) if other.architecture == cell.architecture]
+        there = {other.size for other in cells}
+        last = [size for size in study.architectures[cell.architecture].sizes if size in there][-1:]
+        if cell in [other for other in cells if other.size in last][:1]:
+            return True
+    return False
 
 
 def reconstructs(study: Study, cell: Cell) -> bool:

@@ -65,8 +65,18 @@ class Layout:
 
     def store(self, architecture: str, *roles: Role) -> dict[str, Path]:
         """Manifests by data set of the store that an architecture reads: voxels, parcels or flat maps."""
-        folder = self.root / self.study.architectures[architecture].store
-        return {name: folder / name / "manifest.json" for name in self.manifests(*roles)}
+        store = self.study.architectures[architecture].store
+        return {name: self.store_manifest(store, name) for name in self.manifests(*roles)}
+
+    def store_manifest(self, store: str, dataset: str) -> Path:
+        """The list of a data set's shards in a store; parcel series that came as such lie with the shards."""
+        given = self.study.datasets[dataset].door == "parcels"
+        return self.root / ("shards" if given else store) / dataset / "manifest.json"
+
+    @property
+    def features(self) -> Path:
+        """Folder in which features of encoders are kept, a cell's under its path."""
+        return self.root / "features"
 
     @property
     def flatmap(self) -> Path:

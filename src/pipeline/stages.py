@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artefact import digest
 from pipeline.config import Study
 from pipeline.errors import InputError, nearest
-from pipeline.grid import Cell, all_cells, cell_datasets, encodes_shuffled, reconstructs, sweep_rate
+from pipeline.grid import Cell, all_cells, cell_datasets, encodes_shuffled, first_of_largest, reconstructs, sweep_rate
 
 VERSIONS: dict[str, int] = {
     "simulate": 1,
@@ -25,22 +25,25 @@ VERSIONS: dict[str, int] = {
     "split": 1,
     "pretrain": 3,
     "learning_rate": 1,
-    "probe": 1,
-    "benchmark": 1,
-    "spectral": 1,
-    "tables": 3,
+    "probe": 2,
+    "benchmark": 2,
+    "comparisons": 1,
+    "supplement": 1,
+    "spectral": 2,
+    "tables": 4,
     "scaling": 1,
     "claims": 1,
     "truths": 1,
-    "figures": 2,
-    "report": 2,
+    "figures": 3,
+    "report": 3,
 }
 
 NEUTRAL_PRETRAIN = {"checkpoint_every_s"}
 LABEL_FIELDS = {"labels", "confounds", "family_column", "site_column"}
 PEOPLE_FIELDS = {"path", "people", "roles", "participants", "id_column", "missing", "age_column"}
-# What decides a shard: all of a data set but its people, their labels, what it serves for and its pictures.
-NOT_OF_SHARDS = {*PEOPLE_FIELDS, *LABEL_FIELDS, "evaluation_people", "simulated", "pictures"} - {"path"}
+TERMS_FIELDS = {"licence", "weights"}  # what may be released changes no number
+# What decides a shard: all of a data set but its people, their labels, what it serves for, its terms and its pictures.
+NOT_OF_SHARDS = {*PEOPLE_FIELDS, *LABEL_FIELDS, *TERMS_FIELDS, "evaluation_people", "simulated", "pictures"} - {"path"}
 TABLE_OF_TR = {"pcp", "parcels"}  # doors whose repetition times may stand in the table of people
 
 
@@ -76,9 +79,12 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
             [_simulated(study), _people_settings(study), _label_settings(study)],
         ],
         "scaling": [study.scaling, study.evaluate.confidence, study.seed, study.grid, _ladders(study)],
+        "memory": list(study.supplement.memory_frames),
+        "supplement_tables": [study.supplement.blocks, [cell.path for cell in all_cells(study)]],
+        "comparisons": [study.evaluate.confidence, study.evaluate.bootstrap, study.seed, study.grid],
         "claims": [study.grid, study.seed],
-        "truths": [study.datasets, study.grid, study.spectral.band_hz, _labels_of_architectures(study)],
-        "figures": [study.figures, study.grid, _labels_of_architectures(study)],
+        "truths": [_without_terms(study), study.grid, study.spectral.band_hz, _labels_of_architectures(study)],
+        "figures": [study.figures, study.grid, study.supplement, _labels_of_architectures(study)],
         "report": [study.grid, study.quality, _labels_of_architectures(study)],
     }
     return _plain(whole[stage])
@@ -110,13 +116,26 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     training = {key: value for key, value in _plain(study.pretrain).items() if key not in NEUTRAL_PRETRAIN}
     if sweep_rate(cell) is not None:
         training.pop("learning_rate")
-    part = [encodes_shuffled(study, cell), reconstructs(study, cell)]
-    evaluation = [study.evaluate, study.spectral, study.seed, _label_settings(study), _roles(study), part]
+    supervised = study.evaluate.supervised
+    trained = [first_of_largest(study, cell, blocks) for blocks in (supervised.attentive, supervised.fine_tune)]
+    part = [encodes_shuffled(study, cell), reconstructs(study, cell), *trained]
+    evaluation = [_of_encoders(study), study.spectral, study.seed, _label_settings(study), _roles(study), part]
     fields = {
         "pretrain": [cell.path, model, training, cell_datasets(study, cell), _simulated(study)],
         "evaluate": [cell.path, evaluation, _simulated(study)],
+        "supplement": [
+            [cell.path, study.supplement, evaluation, _simulated(study)],
+            [study.template.parcel_voxels, {name: str(path) for name, path in study.atlases.items()}],
+        ],
     }
     return _plain(fields[stage])
+
+
+def _of_encoders(study: Study) -> Any:
+    """The settings of evaluation that encoders are under: not which other systems there are."""
+    settings = _plain(study.evaluate)
+    settings["supervised"].pop("systems")
+    return {key: value for key, value in settings.items() if key not in ("systems", "boosting")}
 
 
 def _swept_widths(study: Study) -> Any:
@@ -136,6 +155,10 @@ def _people_settings(study: Study) -> Any:
 
 def _label_settings(study: Study) -> Any:
     return {name: dataset.model_dump(mode="json", include=LABEL_FIELDS) for name, dataset in study.datasets.items()}
+
+
+def _without_terms(study: Study) -> Any:
+    return {name: dataset.model_dump(mode="json", exclude=TERMS_FIELDS) for name, dataset in study.datasets.items()}
 
 
 def _roles(study: Study) -> Any:

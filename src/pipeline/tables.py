@@ -75,11 +75,8 @@ TASKS_SCHEMA = _schema(
     "bool: simulated",
 )
 
-# Evaluation people who are not in a task, and why; nobody is named.
-EXCLUSIONS_SCHEMA = _schema("str: dataset task reason", "int: n", "bool: simulated")
-
-# One comparison of two systems on one task. `role` says why the other is there: "connectome", "best simple", "best
-# peer". p is of the Nadeau-Bengio t test over the splits that both ran; p_holm is adjusted over `family`, which is told.
+# One comparison of two systems on one task. `role` says why the other is there: "connectome", "best simple" or
+# "best peer". p is of the Nadeau-Bengio t test over the splits that both ran; p_holm is adjusted over `family`.
 COMPARISONS_SCHEMA = _schema(
     *_CELL,
     "str: dataset task protocol metric against role",
@@ -128,6 +125,18 @@ SPECTRA_SCHEMA = _schema(*_CELL, "str: dataset", "float: frequency_hz power? low
 
 # One number of one fit: fit ("surface", ...), x (the axis that it runs over), statistic ("exponent", ...).
 SCALING_SCHEMA = _schema("str: fit architecture x statistic", _INTERVAL, "int: n", "str: note")
+
+# Where a read-out of an encoder comes from: level is "parcel" or "network", `part` its name. `share` is that of
+# absolute attributions, with an interval over families; `signed` their mean; `effect` the difference of classes (slope
+# on a number) in signed attributions, beside what read-outs of shuffled labels give and p corrected over the level.
+ATTRIBUTION_SCHEMA = _schema(
+    *_CELL,
+    "str: dataset task level part network source",
+    "float: x_mm? y_mm? z_mm? share? share_low? share_high? signed? effect? chance_low? chance_high? z? p?",
+    "int: n",
+    "str: status",
+    "bool: simulated",
+)
 
 CLAIMS_SCHEMA = _schema(
     "str: claim figure statement decided_by test threshold",
@@ -230,10 +239,11 @@ def check_equal_tokens(study: Study, table: pd.DataFrame) -> None:
 EQUAL = ["tokens", "steps", "batch_clips", "context_frames"]
 
 
-def collect_tables(study: Study, folder: str | Path) -> None:
+def collect_tables(study: Study, folder: str | Path, systems: Sequence[str]) -> None:
     """The tidy table of every stage, from the small tables of its cells and of what stands beside them.
 
-    A cell's spectra and scores lie with its spectral and benchmark results.
+    A cell's spectra and scores lie with its spectral and benchmark results. `systems` are the jobs of systems outside
+    the grid, whose results lie beside those of cells; the first says what each protocol was run on.
     """
     layout, cells, folder = Layout(study), evaluated_cells(study), Path(folder)
     paths = [cell.path for cell in all_cells(study)]
@@ -251,19 +261,21 @@ def collect_tables(study: Study, folder: str | Path) -> None:
     collect_summaries(study, folder / "pretrain.parquet", record(summaries))
     history = [layout.cell("pretrain", cell) / "history.parquet" for cell in all_cells(study)]
     collect(history, HISTORY_SCHEMA, folder / "history.parquet", record(history))
+    tasks = [layout.root / "benchmark" / systems[0] / "tasks.parquet"]
+    collect(tasks, TASKS_SCHEMA, folder / "tasks.parquet", record(tasks))
     for table, (stage, beside, schema) in EVALUATED.items():
-        parts = [layout.root / stage / beside, *(layout.cell(stage, cell) for cell in cells)]
-        files = [part / f"{table}.parquet" for part in parts]
+        parts = [layout.root / stage / name for name in beside or systems]
+        files = [part / f"{table}.parquet" for part in (*parts, *(layout.cell(stage, cell) for cell in cells))]
         collect(files, schema, folder / f"{table}.parquet", record(files))
 
 
-# Table -> the stage that writes it, what stands beside the cells there, and the schema.
+# Table -> the stage that writes it, what stands beside the cells there (empty: systems), and the schema.
 EVALUATED = {
-    "probe": ("probe", "baselines", RESULT_SCHEMA),
-    "benchmark": ("benchmark", "baselines", RESULT_SCHEMA),
-    "scores": ("benchmark", "baselines", SCORES_SCHEMA),
-    "spectral": ("spectral", "raw", RESULT_SCHEMA),
-    "spectra": ("spectral", "raw", SPECTRA_SCHEMA),
+    "probe": ("probe", (), RESULT_SCHEMA),
+    "benchmark": ("benchmark", (), BENCHMARK_SCHEMA),
+    "scores": ("benchmark", (), SCORES_SCHEMA),
+    "spectral": ("spectral", ("raw",), RESULT_SCHEMA),
+    "spectra": ("spectral", ("raw",), SPECTRA_SCHEMA),
 }
 
 

@@ -11,24 +11,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from fake_benchmark import benchmark_tables
 
 from pipeline import tables
 from pipeline.artefact import write_table
 from pipeline.config import Study, load_study
-from pipeline.evaluate.statistics import auroc_interval
-from pipeline.figures.select import cells_frame
+from pipeline.evaluate.lines import cells_frame, pick
+from pipeline.evaluate.protocols import FROZEN
 from pipeline.grid import RANDOM, Cell, all_cells, block_cells, evaluated_cells, sweep_rate
 
 DEMO = Path(__file__).parents[2] / "config" / "demo.yaml"
-BASELINES = {"connectome_logistic": 1.6, "time_averaged": 0.9, "temporal_sd": 0.7, "confounds": 0.3, "chance": 0.0}
 RAW_BETA, RAW_HURST = 1.0, 0.85
 
 Tables = dict[str, pd.DataFrame]
 
 
 def demo_study(**changes: Any) -> Study:
-    """The laptop's study, with few resamples and coarse pictures."""
-    return load_study(DEMO, {"evaluate": {"bootstrap": 200}, "figures": {"dpi": 60}, **changes})
+    """The laptop's study, with few resamples and splits and coarse pictures."""
+    few = {"bootstrap": 200, "splits": 20, "declared_splits": 5, **changes.pop("evaluate", {})}
+    return load_study(DEMO, {"evaluate": few, "figures": {"dpi": 60}, **changes})
 
 
 def parameters(cell: Cell) -> int:
@@ -122,57 +123,21 @@ def _result(who: dict[str, Any], task: str, metric: str, interval: Any, n: int, 
     return {**who, **row, "task": task, "metric": metric, "value": value, "low": low, "high": high, "n": n, **other}
 
 
-def _systems(study: Study, encoder: float) -> list[tuple[dict[str, Any], float]]:
-    """Who is evaluated, and by how many standard deviations their scores tell the classes apart."""
-    cells = [(tables.cell_columns(c), 0.5 if c.variant == RANDOM else encoder) for c in evaluated_cells(study)]
-    return [*cells, *((tables.system_columns(name), effect) for name, effect in BASELINES.items())]
-
-
-def evaluation_tables(
-    study: Study, rng: np.random.Generator, encoder: float, signal: float
-) -> tuple[pd.DataFrame, ...]:
-    """Probe, benchmark and scores; `signal` scales every effect (0: pure noise)."""
+def probe_table(study: Study, rng: np.random.Generator, benchmark: pd.DataFrame, signal: float) -> pd.DataFrame:
+    """What the probe stage writes: summaries of sex, and identity by what a system knows of it."""
     people = study.datasets["simulated"].evaluation_people
-    probe, benchmark, scores = [], [], []
-    common = {task: rng.normal(0, 1, people) for task in ("sex", "diagnosis")}
-    for who, effect in _systems(study, encoder):
-        for task, easier in (("sex", 1.0), ("diagnosis", 0.6)):
-            labels = np.arange(people) % 2
-            score = 0.6 * common[task] + 0.8 * rng.normal(0, 1, people) + labels * effect * easier * signal
-            area = auroc_interval(labels, score, resamples=50)
-            chance = (0.5, 0.5, 0.5) if who["system"] == "chance" else area
-            middle = 0.5 + rng.normal(0, 0.02)
-            permuted = (middle, middle - 0.18, middle + 0.18)
-            for rows in (probe, benchmark) if task == "sex" else (benchmark,):
-                rows.append(_result(who, task, "auroc", chance, people))
-                rows.append(_result(who, task, "auroc", permuted, people, split="permuted"))
-            for shots in study.evaluate.low_shot:
-                shrunk = 0.5 + (np.array(chance) - 0.5) * shots / (shots + 5)
-                benchmark.append(_result(who, task, "auroc", shrunk, people, split=f"low-shot-{shots}"))
-            for person in range(people):
-                scores.append(
-                    {
-                        **who,
-                        "dataset": "simulated",
-                        "task": task,
-                        "person": f"p{person:03d}",
-                        "family": f"f{person // 2:03d}",
-                        "label": int(labels[person]),
-                        "score": 0.0 if who["system"] == "chance" else score[person],
-                        "simulated": True,
-                    }
-                )
-        top1 = 1 / people + signal * 0.12 * effect + rng.normal(0, 0.01)
-        rank = 1 - 0.5 * np.exp(-effect * signal)
-        probe.append(_result(who, "identity", "top1", (top1, max(0, top1 - 0.06), top1 + 0.06), people))
-        probe.append(_result(who, "identity", "top1", (1 / people, 0, 0.08), people, split="permuted"))
-        probe.append(_result(who, "identity", "mean_rank", (rank, rank - 0.04, rank + 0.04), people))
+    summaries = pick(benchmark, task="sex", metric="auroc", group="all", protocol=FROZEN, split=("oof", "permuted"))
+    rows = []
+    for record in pick(summaries, split="oof").to_dict("records"):
+        who = {name: record[name] for name in tables.system_columns("")}
+        knows = max(2 * (record["value"] - 0.5), 0.05)
+        top1 = 1 / people + signal * 0.2 * knows + rng.normal(0, 0.01)
+        rank = 0.5 + 0.5 * knows
+        rows.append(_result(who, "identity", "top1", (top1, max(0, top1 - 0.06), top1 + 0.06), people))
+        rows.append(_result(who, "identity", "top1", (1 / people, 0, 0.08), people, split="permuted"))
+        rows.append(_result(who, "identity", "mean_rank", (rank, rank - 0.04, rank + 0.04), people))
     names = tables.RESULT_SCHEMA.names
-    return (
-        pd.DataFrame(probe, columns=names),
-        pd.DataFrame(benchmark, columns=names),
-        pd.DataFrame(scores)[tables.SCORES_SCHEMA.names],
-    )
+    return pd.concat([summaries[names], pd.DataFrame(rows, columns=names)], ignore_index=True)
 
 
 def _slope_rows(
@@ -288,20 +253,19 @@ def planted_people(count: int = 48, seed: int = 0) -> dict[str, tuple[float, flo
 def fake_tables(
     study: Study, seed: int = 0, wall: float = 0.0, deep: float = 0.0, encoder: float = 1.8, signal: float = 1.0,
     noise: float = 0.005, model_beta: dict[str, float] | None = None,
-    planted: dict[str, tuple[float, float]] | None = None,
+    planted: dict[str, tuple[float, float]] | None = None, compared: bool = False,
 ) -> Tables:  # fmt: skip
-    """Every table that a figure reads."""
+    """Every table that a figure reads; that of comparisons is empty unless `compared`, because it takes longest."""
     rng = np.random.default_rng(seed)
     pretrain = pretrain_table(study, rng, wall, deep, noise)
-    probe, benchmark, scores = evaluation_tables(study, rng, encoder, signal)
+    evaluated = benchmark_tables(study, rng, encoder, signal, pretrain=pretrain, compared=compared)
     betas = model_beta or {"swift_v1": 0.1, "swift_v2": 0.95}
     spectral, spectra = spectral_tables(study, rng, betas, planted or planted_people())
     return {
         "pretrain": pretrain,
         "history": history_table(pretrain, rng),
-        "probe": probe,
-        "benchmark": benchmark,
-        "scores": scores,
+        "probe": probe_table(study, rng, evaluated["benchmark"], signal),
+        **evaluated,
         "spectral": spectral,
         "spectra": spectra,
         "scaling": scaling_table(study, pretrain, wall, deep),
@@ -331,6 +295,8 @@ def write_tables(content: Tables, folder: Path) -> Path:
     """Write them as the stages do."""
     schemas = {
         "pretrain": tables.PRETRAIN_SCHEMA, "history": tables.HISTORY_SCHEMA, "scores": tables.SCORES_SCHEMA,
+        "benchmark": tables.BENCHMARK_SCHEMA, "tasks": tables.TASKS_SCHEMA,
+        "comparisons": tables.COMPARISONS_SCHEMA,
         "spectra": tables.SPECTRA_SCHEMA, "scaling": tables.SCALING_SCHEMA, "claims": tables.CLAIMS_SCHEMA,
         "truths": tables.TRUTHS_SCHEMA, "losses": tables.LOSSES_SCHEMA,
     }  # fmt: skip

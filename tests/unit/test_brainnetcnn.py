@@ -6,7 +6,7 @@ import pytest
 import torch
 from planted_connectomes import PARCELS, batch_of, connectomes, learn, without_gradient
 
-from pipeline.models.brainnetcnn import DESCRIPTION, BrainNetCNN, EdgeToEdge
+from pipeline.models.brainnetcnn import DESCRIPTION, SLOPE, BrainNetCNN, EdgeToEdge, crossed
 from pipeline.pretrain.objectives.supervised import SupervisedObjective
 
 TINY = {"parcels": PARCELS, "edges": (4, 8), "graph": 32, "dense": (16, 8)}
@@ -23,7 +23,35 @@ def test_an_edge_becomes_the_sum_of_its_row_and_its_column():
             expected[:, :, i, j] = layer.row.bias + layer.column.bias
             for k in range(5):
                 expected[:, :, i, j] += edges[:, :, i, k] @ row[:, :, k].T + edges[:, :, k, j] @ column[:, :, k].T
-    assert (layer(edges) - expected).abs().max() < 1e-5
+    lines = layer(edges)
+    assert (lines.row_BCR[..., None] + lines.column_BCR[..., None, :] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_sums_by_sorting_and_their_gradients_are_those_over_all_edges(ties):
+    torch.manual_seed(0)
+    row, column, weight = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 4, 9), (3, 4, 9), (5, 4, 9)))
+    if ties:  # equal columns, and edges of exactly 0
+        row, column = row.round(), column.round()
+        row[0], column[0] = 1.0, -1.0
+        row[1], column[1] = 5.0, 1.0  # none is negative
+        row[2] = -5.0  # all are
+    given = [each.requires_grad_() for each in (row, column, weight)]
+    edges = torch.nn.functional.leaky_relu(row[..., :, None] + column[..., None, :], SLOPE)
+    expected, found = torch.einsum("bcij,ocj->boi", edges, weight), crossed(*given)
+    assert (found - expected).abs().max() < 1e-12
+    upstream = torch.randn_like(expected)
+    first, second = (torch.autograd.grad(each, given, upstream) for each in (expected, found))
+    for one, other in zip(first, second, strict=True):
+        assert (one - other).abs().max() < 1e-12
+
+
+def test_nodes_are_the_same_with_and_without_edges():
+    torch.manual_seed(0)
+    model, (clip, _) = BrainNetCNN(**TINY).double(), connectomes(0, 4)
+    by_lines, by_edges = (model.nodes(clip.double(), each) for each in (True, False))
+    assert by_lines.shape == by_edges.shape == (4, 1, PARCELS)
+    assert (by_lines - by_edges).abs().max() < 1e-12
 
 
 def test_the_paper_size_has_the_parameters_of_its_layers():

@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_cohort import CONTRACT, small_template
+from small_cohort import CONTRACT, DEMO, small_template
 from torch import Tensor, nn
 
 from pipeline.bold.reader import Shard
 from pipeline.bold.shards import voxel_geometry, write_shard
-from pipeline.bold.template import Template, parcel_means
+from pipeline.bold.template import Template
+from pipeline.config import load_study
 from pipeline.errors import InputError
-from pipeline.evaluate import baselines
 from pipeline.evaluate.cohort import Cohort
-from pipeline.evaluate.features import encode_runs, pool
+from pipeline.evaluate.features import at_tr, encode_runs, pool
 from pipeline.pretrain.rasters import voxel_raster
 
 FRAMES, CONTEXT = 50, 20
@@ -90,47 +90,34 @@ def test_the_short_scan_is_its_first_clips() -> None:
     assert found.short_RKD[:, :, 0].tolist() == [[0, 1, 2], [2, 2, 2]]
 
 
-def test_a_connectome_is_fisher_z_of_pearson_and_a_dead_parcel_is_zero() -> None:
-    parcels_TP = np.random.default_rng(1).normal(0, 1, (80, 5))
-    parcels_TP[:, 1] += parcels_TP[:, 0]
-    parcels_TP[:, 4] = 3.0
-    edges = baselines.connectome(parcels_TP)
-    expected = np.arctanh(np.corrcoef(parcels_TP[:, :4].T)[np.triu_indices(4, 1)])
-    alive = [4 not in pair for pair in zip(*np.triu_indices(5, 1), strict=True)]
-    assert np.allclose(edges[alive], expected)
-    assert (edges[np.logical_not(alive)] == 0).all()
-
-
-def test_simple_systems_see_the_run_whole_and_short(shard: Shard, template: Template) -> None:
-    found = baselines.run_features([shard], template, short_frames=30)
-    parcels_TP = parcel_means(shard.read(), template)
-    assert np.allclose(found["connectome_logistic"].full_RD[0], baselines.connectome(parcels_TP), atol=1e-5)
-    assert np.allclose(found["connectome_logistic"].short_RKD[0, 0], baselines.connectome(parcels_TP[:30]), atol=1e-5)
-    raw_TV = shard.read() * shard.std + shard.mean
-    expected = parcel_means(raw_TV, template).std(0) / raw_TV.mean()
-    assert np.allclose(found["temporal_sd"].full_RD[0], expected, rtol=1e-2)
-    assert found["time_averaged"].full_RD.mean() == pytest.approx(1, abs=0.01)
-
-
 def cohort(**columns: list[object]) -> Cohort:
     people = pd.DataFrame({"family": list("abc"), **columns}, index=["s1", "s2", "s3"])
     runs = [{"mean_fd_mm": value, "session": "1"} for value in (0.1, 0.3, 0.5, None)]
-    return Cohort("d", False, people, runs, np.array([0, 0, 1, 2]), [], [], "key")
+    return of_runs(people, runs, [0, 0, 1, 2])
 
 
-def test_confounds_are_motion_age_site_and_whatever_is_named_but_never_the_task() -> None:
-    people = cohort(age=[30, np.nan, 50], site=["A", "B", "A"], sex=["M", "F", "M"], handed=[1, 0, 1])
-    assert baselines.confound_features(people, ["handed"], "dx").shape == (3, 1 + 1 + 2 + 2 + 1)
-    assert baselines.confound_features(people, ["handed"], "sex").shape == (3, 1 + 1 + 2 + 1)
-    motion = baselines.confound_features(people, [], "sex")[:, 0]
-    assert np.allclose(motion, [0.2, 0.5, np.nan], equal_nan=True)
+def of_runs(people: pd.DataFrame, runs: list[dict[str, object]], person_R: list[int]) -> Cohort:
+    settings = load_study(DEMO).datasets["simulated"]
+    return Cohort("d", settings, False, people, runs, np.array(person_R), [], [], "key", {"d": [*people.index]})
 
 
 def test_people_are_means_of_their_runs_and_pairs_are_their_first_two_sessions() -> None:
     people = cohort()
     assert people.per_person(np.array([[1.0], [3], [5], [7]])).ravel().tolist() == [2, 5, 7]
     runs = [{"session": session} for session in ("1", "1", "2", "3", "1", "1")]
-    several = Cohort("d", False, people.people, runs, np.array([0, 0, 0, 0, 1, 2]), [], [], "key")
+    several = of_runs(people.people, runs, [0, 0, 0, 0, 1, 2])
     pairs, who = several.session_pairs()
     assert pairs.tolist() == [[0], [2]]
     assert who.tolist() == [0]
+
+
+def test_a_run_of_another_tr_is_resampled_and_scored_in_units_of_its_new_frames(shard: Shard) -> None:
+    assert at_tr(shard, None) is shard
+    assert at_tr(shard, shard.tr_s) is shard
+    slower = at_tr(shard, 2 * shard.tr_s)
+    read_TV = slower.read()
+    assert len(read_TV) == slower.frames == (shard.frames + 1) // 2
+    alive_V = read_TV.std(0) > 0.5
+    np.testing.assert_allclose(read_TV[:, alive_V].std(0), 1, atol=1e-3)
+    np.testing.assert_allclose(read_TV[:, alive_V].mean(0), 0, atol=1e-4)
+    np.testing.assert_array_equal(slower.read(3, 9), read_TV[3:9])

@@ -16,7 +16,7 @@ from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.figures import NUMBERS, draw_figure, save_figure, write_figure
 from pipeline.figures.figure1 import verdict_of
-from pipeline.figures.select import auroc_difference, best_cells, block_rows, mean_interval, pick
+from pipeline.figures.select import best_cells, block_rows, mean_interval, pick
 from pipeline.grid import block_cells
 
 Drawn = tuple[Figure, pd.DataFrame, str]
@@ -29,7 +29,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def content(study: Study) -> Tables:
-    return fake_tables(study)
+    return fake_tables(study, compared=True)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_every_figure_tells_who_was_lost_and_by_what(drawn: dict[int, Drawn]) ->
 def test_a_figure_needs_to_know_who_was_lost(study: Study, content: Tables, tmp_path: Path) -> None:
     folder = write_tables({name: frame for name, frame in content.items() if name != "losses"}, tmp_path)
     with pytest.raises(InputError, match=r"losses\.parquet: found no such file"):
-        draw_figure(study, 4, folder)
+        draw_figure(study, 2, folder)
 
 
 def test_held_out_intervals_are_called_what_pretraining_made_them(folder: Path) -> None:
@@ -135,8 +135,98 @@ def test_an_exponent_that_was_not_found_is_a_gap(study: Study, content: Tables, 
     assert "no H where the likelihood has no minimum inside its range" in caption
 
 
-def test_simple_systems_are_called_by_what_they_read(drawn: dict[int, Drawn]) -> None:
-    assert "mean image by parcel + logistic" in texts(drawn[4][0])
+def test_systems_are_called_by_what_they_are(drawn: dict[int, Drawn]) -> None:
+    for label in ("time-averaged image", "BrainNetCNN †", "SwiFT v2 (factorised), w24, fine-tuned †", "confounds only"):
+        assert label in texts(drawn[4][0])
+    for heading in ("Encoders, frozen", "Trained on labels", "Connectomes and other simple systems", "Controls"):
+        assert heading in texts(drawn[4][0])
+
+
+def test_the_benchmark_is_drawn_as_means_over_splits(content: Tables, drawn: dict[int, Drawn]) -> None:
+    _, numbers, _ = drawn[4]
+    shown = pick(numbers, panel="A", system="connectome_logistic", task="sex")
+    splits = pick(content["benchmark"], system="connectome_logistic", task="sex", protocol="frozen-v2", metric="auroc")
+    assert shown["y"].tolist() == pytest.approx([splits.loc[splits["fold"] >= 0, "value"].mean()])
+
+
+def test_the_caption_of_the_benchmark_says_on_what_it_rests(drawn: dict[int, Drawn]) -> None:
+    caption = drawn[4][2]
+    for told in (
+        "frozen-v2: 20 stratified splits 70%, 15%, 15%",
+        "trained-v1, the first 5 of these splits",
+        "Every system may try 4 settings.",
+        "sex of simulated 48 (24 + 24; .178)",
+        "comparisons with the best simple system on 2 tasks",
+        "low-shot-v1",
+        "leave-site-out-v1",
+    ):
+        assert told in caption
+
+
+def marks(figure: Figure, kind: str) -> int:
+    """How often a mark of a test stands in the forests, apart from the key."""
+    return sum(text.get_text() == kind for axes in figure.axes for text in axes.texts)
+
+
+def test_a_system_above_the_best_simple_one_is_marked_and_equal_ones_are_not(
+    study: Study, content: Tables, tmp_path: Path
+) -> None:
+    compared = content["comparisons"].assign(p_holm=1.0)
+    best = compared["role"].eq("best simple") & compared["task"].eq("sex")
+    above = best & compared["system"].eq("swift_v2") & compared["size"].eq("w24")
+    below = best & compared["system"].eq("temporal_sd")
+    assert (above.sum(), below.sum()) == (1, 1)
+    compared.loc[above | below, "p_holm"] = 0.01
+    compared.loc[above, "difference"], compared.loc[below, "difference"] = 0.1, -0.1
+    figure, _, caption = draw_figure(study, 4, write_tables({**content, "comparisons": compared}, tmp_path))
+    assert [marks(figure, kind) for kind in "▲▼△▽★"] == [1, 1, 0, 0, 2]
+    assert "best simple system on 2 tasks (1 above, 1 below)" in caption
+
+
+def test_a_system_that_does_not_apply_or_failed_is_a_gap(study: Study, content: Tables, tmp_path: Path) -> None:
+    benchmark = content["benchmark"]
+    absent = benchmark["system"].eq("braingnn") & benchmark["task"].eq("diagnosis")
+    failed = benchmark["system"].eq("swift_v1") & benchmark["size"].eq("w24") & benchmark["seed"].eq(0)
+    failed &= benchmark["variant"].eq("main")
+    broken = benchmark[~absent & ~(failed & (benchmark["fold"] >= 0))].copy()
+    gone = failed.reindex(broken.index)
+    broken.loc[gone, ["value", "low", "high"]] = np.nan
+    broken.loc[gone, "status"] = "diverged"
+    figure, numbers, _ = draw_figure(study, 4, write_tables({**content, "benchmark": broken}, tmp_path))
+    said = [text.get_text() for axes in figure.axes[:2] for text in axes.texts]
+    assert said.count("gap") == 1
+    assert said.count("gap (diverged)") == 2, "both tasks; the other seed alone would be a choice by its result"
+    assert pick(numbers, panel="A", system="braingnn", task="diagnosis").empty
+
+
+def test_a_benchmark_of_many_tasks_and_of_numbers_is_drawn(study: Study, content: Tables, tmp_path: Path) -> None:
+    """A third task that is a number, without probabilities, low-shot, sites or groups: its panels say so."""
+    benchmark = content["benchmark"]
+    plain = benchmark["protocol"].isin(["frozen-v2", "trained-v1"]) & benchmark["group"].eq("all")
+    number = benchmark[plain & benchmark["metric"].eq("auroc") & benchmark["task"].eq("sex")]
+    number = number.assign(task="age", metric="pearson_r", value=number["value"] - 0.4)
+    told = content["tasks"][content["tasks"]["task"] == "sex"].assign(task="age", kind="number", detectable=np.nan)
+    more = {**content, "benchmark": pd.concat([benchmark, number]), "tasks": pd.concat([content["tasks"], told])}
+    figure, numbers, caption = draw_figure(study, 4, write_tables(more, tmp_path))
+    said = texts(figure)
+    assert {"sex", "diagnosis", "age"} <= set(pick(numbers, panel="A")["task"])
+    assert "Pearson r" in said
+    for gap in (
+        "not run with few people",
+        "a number: no classes",
+        "people of one site",
+        "nothing is known of its people",
+    ):
+        assert gap in said
+    assert "age of simulated 48 people" in caption
+
+
+def test_a_benchmark_without_tasks_says_so(study: Study, content: Tables, tmp_path: Path) -> None:
+    names = ("benchmark", "scores", "tasks", "comparisons")
+    empty = {name: frame.iloc[:0] if name in names else frame for name, frame in content.items()}
+    figure, _, caption = draw_figure(study, 4, write_tables(empty, tmp_path))
+    assert "no task with labels" in texts(figure)
+    assert "Nothing could be compared." in caption
 
 
 def test_plotted_numbers_are_those_of_the_table(study: Study, content: Tables, drawn: dict[int, Drawn]) -> None:
@@ -225,26 +315,6 @@ def test_interval_of_repeats_is_students() -> None:
     half = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2  # t of 3 degrees of freedom at .975
     np.testing.assert_allclose([mean, low, high], [2.5, 2.5 - half, 2.5 + half], rtol=1e-6)
     assert np.isnan(mean_interval(np.array([1.0, 2.0]), 0.95)[1:]).all()  # two draws have no interval
-
-
-def scores(system: str, values: np.ndarray, seed: int) -> pd.DataFrame:
-    people = np.arange(len(values))
-    columns = {"system": system, "architecture": system, "size": "", "subjects": 1, "frames": 1, "draw": 0}
-    who = {"variant": "main", "seed": seed, "person": people.astype(str), "family": people.astype(str)}
-    return pd.DataFrame({**columns, **who, "label": people % 2, "score": values})
-
-
-def test_difference_of_two_systems_is_the_mean_over_seeds_of_paired_differences(study: Study) -> None:
-    labels = np.arange(60) % 2
-    perfect, useless = labels + 0.0, np.zeros(60)
-    ours = pd.concat([scores("a", perfect, 0), scores("a", useless, 1)])
-    difference, low, high, p_value, n = auroc_difference(ours, scores("b", useless, 0), study)
-    assert difference == pytest.approx(0.25)  # (1 + 0.5) / 2 - 0.5
-    assert (low, high, n) == (0.25, 0.25, 60)
-    assert p_value < 0.01
-    same = auroc_difference(scores("a", perfect, 0), scores("b", perfect, 0), study)
-    assert same[0] == 0
-    assert same[3] == 1
 
 
 def test_the_best_condition_is_chosen_by_reconstruction_alone(study: Study, content: Tables) -> None:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import InputError
+from pipeline.evaluate.newton import LOGISTIC, SQUARED, fit_linear
 from pipeline.evaluate.probes import (
+    Kind,
     balanced_weights,
-    discriminant,
     fit_logistic,
-    identify,
-    mean_score,
-    out_of_split_scores,
-    similarity,
-    split_scores,
+    inner_folds,
+    linear_reader,
+    ridge_reader,
     standardise,
+    training_span,
 )
+from pipeline.evaluate.reading import Reader
 from pipeline.evaluate.splits import TEST, TRAIN, VALIDATION, draw_shots, draw_splits, partition, seeded
 from pipeline.evaluate.statistics import auroc
 
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
+SHAPES = [(60, 8), (40, 39), (30, 400), (40, 3000)]  # people, features; the last is summed in single precision
 
 
 def planted(people: int, features: int, effect: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -103,18 +107,18 @@ def test_more_shots_than_families_are_refused() -> None:
         draw_shots(np.arange(20) % 2, np.arange(20), 10, 3, np.random.default_rng(0))
 
 
-# --- the logistic probe
+# --- fits
 
 
-@pytest.mark.parametrize(("people", "features"), [(60, 8), (40, 39), (30, 400)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("strength", [0.001, 0.1, 10.0])
-def test_logits_are_scikit_learns(people: int, features: int, strength: float) -> None:
-    features_ND, labels = planted(people, features, 1.5)
+def test_logits_are_scikit_learns(shape: tuple[int, int], strength: float) -> None:
+    features_ND, labels = planted(*shape, 1.5)
     labels[:5] = 1  # unbalanced
-    weights = balanced_weights(labels, np.ones((1, people), dtype=bool))
+    weights = balanced_weights(labels, np.ones((1, len(labels)), dtype=bool))
     logits = fit_logistic(features_ND, labels, weights, np.array([strength]))[0]
-    reference = LogisticRegression(C=strength, class_weight="balanced", tol=1e-8, max_iter=10**5)
-    assert np.allclose(logits, reference.fit(features_ND, labels).decision_function(features_ND), atol=1e-3)
+    reference = LogisticRegression(C=strength, class_weight="balanced", tol=1e-10, max_iter=10**5)
+    assert np.allclose(logits, reference.fit(features_ND, labels).decision_function(features_ND), atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -129,117 +133,212 @@ def test_the_fit_ends_at_a_minimum(seed: int, strength: float, effect: float) ->
     assert np.abs(slope).max() < 1e-4 * strength
 
 
-def test_a_split_is_scikit_learns_pipeline_up_to_scale_where_features_outnumber_people() -> None:
-    features_ND, labels = planted(48, 300, 2.0)
-    train = np.arange(48) < 34
-    ours = split_scores(features_ND, labels, np.arange(48), train, [0.01])
-    reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", tol=1e-8))
-    theirs = reference.fit(features_ND[train], labels[train]).decision_function(features_ND)
-    assert np.allclose(ours, theirs / theirs[train].std(), atol=1e-3)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.floats(0.001, 1000))
+def test_least_squares_are_scikit_learns_ridge(seed: int, features: int, strength: float) -> None:
+    rng = np.random.default_rng(seed)
+    features_ND, target_N, weights_N = rng.normal(0, 1, (25, features)), rng.normal(0, 1, 25), rng.uniform(0, 2, 25)
+    scores = fit_linear(features_ND, target_N, weights_N[None], np.array([strength]), SQUARED)[0]
+    reference = Ridge(alpha=1 / strength).fit(features_ND, target_N, sample_weight=weights_N)
+    assert np.allclose(scores, reference.predict(features_ND), atol=1e-4)
+
+
+def test_fits_solved_at_once_are_those_solved_alone() -> None:
+    features_ND, labels = planted(40, 12, 1.0)
+    weights_BN = np.random.default_rng(0).uniform(0, 1, (5, 40)) * (np.arange(40) % 5 != np.arange(5)[:, None])
+    strengths_B = np.array([1e-4, 0.01, 1, 100, 0.1])
+    together_BN = fit_linear(features_ND, labels, weights_BN, strengths_B, LOGISTIC)
+    alone = [fit_linear(features_ND, labels, weights_BN[[fit]], strengths_B[[fit]], LOGISTIC)[0] for fit in range(5)]
+    assert np.allclose(together_BN, alone, atol=1e-4)
+
+
+def test_people_of_weight_zero_are_not_seen() -> None:
+    features_ND, labels = planted(40, 12, 1.0)
+    weights_1N = (np.arange(40) < 30).astype(float)[None]
+    other_ND = np.where(weights_1N.T > 0, features_ND, 1e3)
+    first, again = (fit_logistic(each, labels, weights_1N, np.ones(1))[0, :30] for each in (features_ND, other_ND))
+    assert np.allclose(first, again, atol=1e-9)
+    assert (fit_logistic(features_ND, labels, np.zeros((1, 40)), np.ones(1)) == 0).all()
+
+
+# --- readers
+
+
+def half_and_test(people: int, trained: int) -> np.ndarray:
+    return np.where(np.arange(people) < trained, TRAIN, TEST)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_reader_of_labels_is_scikit_learns_pipeline(shape: tuple[int, int]) -> None:
+    features_ND, labels = planted(*shape, 2.0)
+    features_ND = features_ND * np.linspace(0.1, 30, shape[1]) + 7
+    features_ND[:, 1] = 5  # constant
+    part, trained = half_and_test(len(labels), 24), slice(24)
+    for strength in (0.001, 1.0):
+        ours = linear_reader(features_ND, np.arange(len(labels)), [strength])(labels, part)
+        logistic = LogisticRegression(C=strength, class_weight="balanced", tol=1e-10, max_iter=10**5)
+        reference = make_pipeline(StandardScaler(), logistic).fit(features_ND[trained], labels[trained])
+        assert np.allclose(ours.score_M, reference.decision_function(features_ND), atol=1e-4)
+        assert ours.chosen == f"C={strength:g}"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_reader_of_numbers_is_scikit_learns_ridge_of_the_scaled_target(shape: tuple[int, int]) -> None:
+    features_ND, _ = planted(*shape, 0.0)
+    age = 40 + 9 * features_ND[:, 0] + np.random.default_rng(1).normal(0, 3, len(features_ND))
+    part, trained = half_and_test(len(age), 24), slice(24)
+    mean, unit = age[trained].mean(), age[trained].std()
+    for make in (linear_reader, ridge_reader):
+        ours = make(features_ND, np.arange(len(age)), [0.1], "number")(age, part)
+        reference = make_pipeline(StandardScaler(), Ridge(alpha=10)).fit(
+            features_ND[trained], (age[trained] - mean) / unit
+        )
+        assert np.allclose(ours.score_M, mean + unit * reference.predict(features_ND), atol=1e-3)
+        assert ours.chosen == "alpha=10"
+
+
+def test_a_ridge_of_labels_is_scikit_learns_on_minus_and_plus_one() -> None:
+    features_ND, labels = planted(40, 100, 1.0)
+    labels[:9] = 1
+    part, trained = half_and_test(40, 28), slice(28)
+    ours = ridge_reader(features_ND, np.arange(40), [0.01])(labels, part).score_M
+    scaler, ridge = StandardScaler().fit(features_ND[trained]), Ridge(alpha=100)
+    weights = balanced_weights(labels[trained], np.ones((1, 28), dtype=bool))[0]
+    ridge.fit(scaler.transform(features_ND[trained]), 2.0 * labels[trained] - 1, sample_weight=weights)
+    assert np.allclose(ours, 2 * ridge.predict(scaler.transform(features_ND)), atol=1e-4)
+
+
+def test_single_precision_of_wide_features_moves_no_logit() -> None:
+    features_ND, labels = planted(50, 2500, 3.0)
+    part = half_and_test(50, 35)
+    wide, single = (
+        linear_reader(each, np.arange(50), PENALTIES)(labels, part).score_M
+        for each in (features_ND, features_ND.astype(np.float32))
+    )
+    narrow_NR = training_span(features_ND, part == TRAIN)
+    scaled_ND = standardise(features_ND, part == TRAIN)
+    assert np.allclose(narrow_NR @ narrow_NR[:35].T, scaled_ND @ scaled_ND[:35].T, atol=0.01)  # of 2500
+    assert np.allclose(wide, single, atol=1e-4)
+
+
+def test_inner_scores_are_of_fits_that_did_not_see_the_person() -> None:
+    features_ND, labels = planted(60, 5, 1.0)
+    families, part = np.arange(60) // 2, draw_splits(labels, np.arange(60) // 2, 1, 0.15, 0.15, seeded("inner"))[0]
+    train = part == TRAIN
+    read = linear_reader(features_ND, families, PENALTIES)(labels, part)
+    assert np.array_equal(np.isfinite(read.inner_M), train)
+    strength, span_NR = float(read.chosen.removeprefix("C=")), training_span(features_ND, train)
+    for held in inner_folds(labels, families, train):
+        assert not set(families[held]) & set(families[train & ~held])
+        logistic = LogisticRegression(C=strength, class_weight="balanced", tol=1e-10, max_iter=10**5)
+        logistic.fit(span_NR[train & ~held], labels[train & ~held])
+        assert np.allclose(read.inner_M[held], logistic.decision_function(span_NR[held]), atol=1e-4)
+
+
+def test_inner_folds_hold_every_training_person_once() -> None:
+    train = np.arange(60) < 42
+    held_KN = inner_folds(np.arange(60) % 2, np.arange(60), train)
+    assert np.array_equal(held_KN.sum(0), train.astype(int))
+
+
+def test_few_people_take_the_middle_strength_and_have_no_inner_scores() -> None:
+    features_ND, labels = planted(40, 6, 1.0)
+    read = linear_reader(features_ND, np.arange(40), [0.01, 1, 0.1])(labels, half_and_test(40, 6))
+    assert read.chosen == "C=0.1"
+    assert np.isnan(read.inner_M).all()
+    assert np.isfinite(read.score_M).all()
+
+
+@pytest.mark.parametrize(("kind", "target"), [("classes", np.arange(20) // 10), ("number", np.arange(20) // 10 * 3.0)])
+def test_a_training_part_that_cannot_teach_gives_gaps(kind: Kind, target: np.ndarray) -> None:
+    features_ND = np.random.default_rng(0).normal(0, 1, (20, 4))
+    for make in (linear_reader, ridge_reader):
+        read = make(features_ND, np.arange(20), PENALTIES, kind)(target, half_and_test(20, 10))
+        assert np.isnan(read.score_M).all()
+
+
+def test_no_feature_at_all_leaves_every_label_undecided() -> None:
+    for features_MD in (np.zeros((40, 0)), np.ones((40, 3)), np.full((40, 2), np.nan)):
+        read = linear_reader(features_MD, np.arange(40), PENALTIES)(np.arange(40) % 3 // 2, half_and_test(40, 28))
+        assert np.allclose(read.score_M, 0, atol=1e-6)
 
 
 def test_scores_do_not_hang_on_who_else_is_tested_nor_on_their_labels() -> None:
-    features_ND, labels = planted(40, 12, 1.0)
-    train = np.arange(40) < 28
-    scores = split_scores(features_ND, labels, np.arange(40), train, PENALTIES)
-    changed, flipped = features_ND.copy(), labels.copy()
-    changed[30:] *= 100
-    flipped[28:] = 1 - flipped[28:]
-    again = split_scores(changed, flipped, np.arange(40), train, PENALTIES)
-    assert np.allclose(scores[:30], again[:30], atol=1e-6)
+    for features in (12, 1500):
+        features_ND, labels = planted(40, features, 1.0)
+        part = half_and_test(40, 28)
+        changed, flipped = features_ND.copy(), labels.copy()
+        changed[30:] *= 100
+        flipped[28:] = 1 - flipped[28:]
+        first, again = (
+            linear_reader(each, np.arange(40), PENALTIES)(target, part).score_M
+            for each, target in ((features_ND, labels), (changed, flipped))
+        )
+        assert np.allclose(first[:30], again[:30], atol=1e-6)
+
+
+def test_features_may_be_fitted_and_harmonised_in_the_training_part() -> None:
+    features_ND, labels = planted(40, 6, 1.0)
+    part, asked = half_and_test(40, 28), []
+
+    def fitted(train_M: np.ndarray) -> np.ndarray:
+        asked.append(int(train_M.sum()))
+        return features_ND
+
+    def double_the_first(features_MD: np.ndarray, train_M: np.ndarray) -> np.ndarray:
+        return np.hstack([features_MD[:, :1] + train_M.sum(), features_MD])
+
+    ours = linear_reader(fitted, np.arange(40), PENALTIES, harmonise=double_the_first)(labels, part)
+    doubled_ND = np.hstack([features_ND[:, :1], features_ND])
+    assert asked == [28]
+    assert np.allclose(ours.score_M, linear_reader(doubled_ND, np.arange(40), PENALTIES)(labels, part).score_M)
 
 
 def test_weak_penalties_win_where_the_signal_is_strong_and_strong_ones_in_noise() -> None:
-    train = np.ones(60, dtype=bool)
-
     def chosen(effect: float) -> float:
         features_ND, labels = planted(60, 5, effect)
-        scores = split_scores(features_ND, labels, np.arange(60), train, PENALTIES)
-        fixed = [split_scores(features_ND, labels, np.arange(60), train, [c]) for c in PENALTIES]
-        return PENALTIES[int(np.argmin([np.abs(scores - each).max() for each in fixed]))]
+        read = linear_reader(features_ND, np.arange(60), PENALTIES)(labels, np.full(60, TRAIN))
+        return float(read.chosen.removeprefix("C="))
 
     assert chosen(5.0) > chosen(0.0)
 
 
-def test_a_planted_label_is_read_and_noise_is_not() -> None:
-    for effect, low, high in ((2.0, 0.8, 1.0), (0.0, 0.25, 0.75)):
-        features_ND, labels = planted(60, 10, effect)
-        parts = draw_splits(labels, np.arange(60), 20, 0.15, 0.15, seeded("planted"))
-        scores = mean_score(out_of_split_scores(features_ND, labels, np.arange(60), parts, PENALTIES))
-        tested = np.isfinite(scores)
-        assert low <= auroc(labels[tested], scores[tested]) <= high
+def mean_area(reader: Reader, labels: np.ndarray, splits: int, seed: object) -> float:
+    parts_SM = draw_splits(labels, np.arange(len(labels)), splits, 0.15, 0.15, seeded(seed))
+    return float(np.mean([auroc(labels[p == TEST], reader(labels, p).score_M[p == TEST]) for p in parts_SM]))
 
 
-def test_averaged_scores_of_noise_lie_around_one_half() -> None:
+@pytest.mark.parametrize("make", [linear_reader, ridge_reader])
+def test_a_planted_label_is_read(make: Callable[..., Reader]) -> None:
+    features_ND, labels = planted(60, 10, 2.0)
+    assert mean_area(make(features_ND, np.arange(60), PENALTIES), labels, 20, "planted") > 0.8
+
+
+def test_areas_of_noise_lie_around_one_half() -> None:
     areas = []
     for seed in range(60):
         features_ND, labels = planted(40, 20, 0.0, seed)
-        parts = draw_splits(labels, np.arange(40), 5, 0.15, 0.15, seeded(seed))
-        scores = mean_score(out_of_split_scores(features_ND, labels, np.arange(40), parts, PENALTIES))
-        tested = np.isfinite(scores)
-        areas.append(auroc(labels[tested], scores[tested]))
+        areas.append(mean_area(linear_reader(features_ND, np.arange(40), PENALTIES), labels, 5, seed))
     assert abs(np.mean(areas) - 0.5) < 3 * np.std(areas) / np.sqrt(60)
+
+
+# --- features
 
 
 def test_features_are_scaled_by_the_training_people_alone() -> None:
     features_ND = np.array([[0.0, 5, np.nan], [2, 5, 1], [100, 7, 3], [4, 5, 5]])
     train = np.array([True, True, False, True])
-    scaled = standardise(features_ND, train)
-    assert np.allclose(scaled[train].mean(0), 0)
-    assert scaled[2, 0] == pytest.approx((100 - 2) / np.std([0, 2, 4]))
-    assert (scaled[:, 1] == 0).all()  # constant in training: the test person's 7 teaches nothing
-    assert scaled[0, 2] == 0  # missing: the training mean
+    for dtype in (np.float64, np.float32):
+        scaled = standardise(features_ND.astype(dtype), train, dtype)
+        assert scaled.dtype == dtype
+        assert np.allclose(scaled[train].mean(0), 0, atol=1e-6)
+        assert scaled[2, 0] == pytest.approx((100 - 2) / np.std([0, 2, 4]))
+        assert (scaled[:, 1] == 0).all()  # constant in training: the test person's 7 teaches nothing
+        assert abs(scaled[0, 2]) < 1e-6  # missing: the training mean
 
 
-# --- identity
-
-
-def test_people_with_a_signature_are_told_apart_and_others_are_not() -> None:
-    rng = np.random.default_rng(0)
-    own = rng.normal(0, 1, (40, 30))
-    first, second, stranger = (own + rng.normal(0, 0.3, own.shape) for _ in range(3))
-    known = identify(similarity(first, second))
-    assert known.top1_N.mean() == 1
-    assert known.rank_N.mean() == 1
-    unknown = identify(similarity(first, rng.permutation(stranger)))
-    assert unknown.top1_N.mean() < 0.15
-    assert abs(unknown.rank_N.mean() - 0.5) < 0.15
-
-
-def test_a_discriminant_sees_a_signature_under_a_larger_nuisance() -> None:
-    """Clips differ most along what is not the person: correlation follows it, the discriminant ignores it."""
-    rng = np.random.default_rng(2)
-    own, nuisance = rng.normal(0, 1, (40, 1, 6)), rng.normal(0, 1, 6)
-
-    def session() -> np.ndarray:
-        drift = 20 * rng.normal(0, 1, (40, 1, 1)) + 20 * rng.normal(0, 1, (40, 4, 1))
-        return own + drift * nuisance + rng.normal(0, 0.2, (40, 4, 6))
-
-    first, second = session(), session()
-    found = identify(discriminant(first, second)).rank_N.mean()
-    assert found > 0.9 > identify(similarity(first.mean(1), second.mean(1))).rank_N.mean()
-    stranger = identify(discriminant(first, rng.permutation(second))).rank_N.mean()
-    assert abs(stranger - 0.5) < 0.15
-
-
-def test_features_that_are_the_same_for_all_leave_identity_exactly_at_chance() -> None:
-    for features in (np.zeros((8, 0)), np.ones((8, 5))):
-        found = identify(similarity(features, features))
-        assert found.top1_N == pytest.approx(1 / 8)
-        assert found.rank_N == pytest.approx(0.5)
-
-
-def test_a_shuffled_pairing_is_at_one_in_n() -> None:
-    rng = np.random.default_rng(1)
-    own = rng.normal(0, 1, (20, 30))
-    matrix = similarity(own, own + rng.normal(0, 0.3, own.shape))
-    hits = [identify(matrix, rng.permutation(20)).top1_N.mean() for _ in range(2000)]
-    assert np.mean(hits) == pytest.approx(1 / 20, abs=0.005)
-
-
-def test_rank_is_the_share_of_others_who_are_less_similar() -> None:
-    matrix = np.array([[0.5, 0.9, 0.1], [0.2, 0.8, 0.3], [0.1, 0.2, 0.3]])
-    found = identify(matrix)
-    # by rows: person 0 is beaten once, the others never; by columns: person 1 and 2 are beaten once or tied
-    assert found.rank_N == pytest.approx([(0.5 + 1) / 2, (1 + 0.5) / 2, (1 + 0.75) / 2])
-    assert found.top1_N == pytest.approx([0.5, 0.5, 0.75])
+def test_infinite_features_are_refused() -> None:
+    features_ND, labels = planted(20, 4, 1.0)
+    features_ND[3, 2] = np.inf
+    with pytest.raises(InputError, match="1 infinite values"):
+        linear_reader(features_ND, np.arange(20), PENALTIES)(labels, half_and_test(20, 14))

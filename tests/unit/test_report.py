@@ -13,8 +13,10 @@ import pytest
 from fake_tables import demo_study, fake_tables, write_tables, write_truth
 from PIL import Image
 
+from pipeline.artefact import read_table
 from pipeline.config import Study
 from pipeline.errors import InputError
+from pipeline.evaluate.protocols import MEANING
 from pipeline.report.claims import evaluate_claims
 from pipeline.report.html import interval, number, write_report
 from pipeline.report.losses import histogram
@@ -35,7 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def results(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder as the stages leave it, with small pictures in the place of figures."""
     root = tmp_path_factory.mktemp("results")
-    tables = write_tables(fake_tables(study), root / "tables")
+    tables = write_tables(fake_tables(study, compared=True), root / "tables")
     check_truths(study, tables, tables / "truths.parquet")
     evaluate_claims(study, tables, tables / "claims.parquet")
     (root / "figures").mkdir()
@@ -93,7 +95,7 @@ def test_captions_are_escaped(page: str) -> None:
 
 
 def test_claims_truths_and_benchmark_are_on_the_page(page: str) -> None:
-    for text in ("scaling_wall", "benchmark_superiority/diagnosis", "connectome + logistic", "slope of white noise"):
+    for text in ("scaling_wall", "benchmark_superiority/diagnosis", "connectome, logistic", "slope of white noise"):
         assert text in page
     assert "Simulated people." in page
 
@@ -102,6 +104,28 @@ def section(page: str, name: str, following: str) -> str:
     """A part of the page as it is read, without tags."""
     text = re.sub(r"<[^>]+>", " ", page[page.index(f'id="{name}"') : page.index(f'id="{following}"')])
     return " ".join(text.split())
+
+
+def test_the_benchmark_says_on_whom_by_what_protocol_and_with_what_budget(page: str) -> None:
+    told = section(page, "benchmark", "data")
+    assert "Every system may try 4 settings" in told
+    for protocol in ("frozen-v2", "trained-v1", "leave-site-out-v1", "low-shot-v1"):
+        assert f"{protocol} {MEANING[protocol]}" in told
+    row = f"sex, simulated frozen-v2 48 24 24 + 24 20 4 0.178 {'e' * 16} {'0' * 16}"
+    assert row in told
+    assert "sex, simulated 48 0 – 0 0 48" in told, "exclusions"
+
+
+def test_every_system_is_in_the_benchmark_with_its_comparisons(page: str, results: Path) -> None:
+    told = section(page, "benchmark", "data")
+    for system in ("BrainNetCNN", "SwiFT v2 (factorised), w24, fine-tuned", "confounds only", "time-averaged image"):
+        assert system in told
+    compared = read_table(results / "tables" / "comparisons.parquet")
+    row = compared[compared["system"].eq("temporal_sd") & compared["role"].eq("connectome")].iloc[0]
+    shown = f"{row['difference']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] {row['p_holm']:.3f}"
+    assert shown in told
+    for family in compared["family"].unique():
+        assert family in told
 
 
 def test_losses_are_counted_without_names(page: str) -> None:
@@ -156,6 +180,6 @@ def test_numbers_are_written_to_be_read() -> None:
 
 def test_figures_and_report_never_import_torch() -> None:
     modules = [f"pipeline.figures.figure{place}" for place in range(1, 6)]
-    modules += ["pipeline.report.html", "pipeline.report.claims", "pipeline.report.truths"]
+    modules += [f"pipeline.report.{name}" for name in ("html", "claims", "truths")] + ["pipeline.evaluate.comparison"]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

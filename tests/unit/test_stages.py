@@ -79,6 +79,6 @@ def test_a_setting_that_it_does_not_read_leaves_it(stage: str, changes: dict[str
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest() -> None:
-    assert stage_version("probe", "benchmark") == "probe1-benchmark1"
+    assert stage_version("probe", "benchmark") == "probe2-benchmark2"
     with pytest.raises(InputError, match="Did you mean 'probe'"):
         stage_version("prob")

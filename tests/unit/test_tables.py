@@ -86,6 +86,9 @@ def summary(**changes: object) -> dict[str, object]:
     return {**values, "status": "completed", "people_hash": "p", "cell_hash": "c", "val_loss": None, **changes}
 
 
+SYSTEMS = ["baselines", "braingnn"]  # jobs of systems outside the grid
+
+
 def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     study = load_study(DEMO)
@@ -97,7 +100,8 @@ def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: p
         path = layout.cell("pretrain", cell) / "history.parquet"
         tables.collect([], tables.HISTORY_SCHEMA, path, None)
     for table, (stage, beside, schema) in tables.EVALUATED.items():
-        for folder in [layout.root / stage / beside, *(layout.cell(stage, cell) for cell in evaluated_cells(study))]:
+        outside = [layout.root / stage / name for name in beside or SYSTEMS]
+        for folder in [*outside, *(layout.cell(stage, cell) for cell in evaluated_cells(study))]:
             if schema is tables.RESULT_SCHEMA:
                 write(folder / f"{table}.parquet", result(str(folder)))
             else:
@@ -108,7 +112,8 @@ def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: p
         columns = ["subject", "family", *dataset.labels]
         write_text(layout.people(name) / "participants.tsv", "\t".join(columns) + "\n")
     write_json(layout.evaluation_set, {"people": {}, "hash": ""})
-    tables.collect_tables(study, layout.tables)
+    tables.collect([], tables.TASKS_SCHEMA, layout.root / "benchmark/baselines/tasks.parquet", None)
+    tables.collect_tables(study, layout.tables, SYSTEMS)
     assert set(read_table(layout.table("losses"))["dataset"]) == set(study.datasets)
     pretrain = read_table(layout.table("pretrain"))
     assert [Cell(**row) for row in pretrain[list(vars(Cell("", "", 0, 0)))].to_dict("records")] == all_cells(study)
@@ -116,11 +121,12 @@ def test_every_stage_of_a_study_becomes_one_table(tmp_path: Path, monkeypatch: p
     points = read_table(layout.table("points"))
     assert points["branch"].tolist() == [1, 0, *[0] * (len(all_cells(study)) - 1)]
     assert points.loc[0, ["steps", "tokens", "val_loss", "parameters"]].tolist() == [5, 40, 0.5, 1]
-    for name in ("probe", "benchmark", "spectral"):
-        assert len(read_table(layout.table(name))) == 1 + len(evaluated_cells(study))
+    assert len(read_table(layout.table("probe"))) == len(SYSTEMS) + len(evaluated_cells(study))
+    assert len(read_table(layout.table("spectral"))) == 1 + len(evaluated_cells(study))
+    assert read_table(layout.table("tasks")).empty
     (layout.cell("pretrain", all_cells(study)[0]) / "summary.json").write_text('{"status": "completed"}')
     with pytest.raises(InputError, match=r"summary\.json: found no parameters, "):
-        tables.collect_tables(study, layout.tables)
+        tables.collect_tables(study, layout.tables, SYSTEMS)
 
 
 @pytest.mark.parametrize("counter", ["tokens", "steps", "batch_clips", "context_frames"])

@@ -1,11 +1,12 @@
-# Frozen encoders: probed, benchmarked and analysed for spectra in one job a cell (importing torch costs 2 s); the
-# baselines and the raw signal go through the same protocols; then one tidy table a stage.
+# Frozen encoders: probed, benchmarked and analysed for spectra in one job a cell (importing torch costs 2 s); systems
+# outside the grid and the raw signal go through the same protocols; then one tidy table a stage.
 
 
 rule evaluate:
     """Probe, benchmark and spectra of one cell's frozen encoder."""
     input:
         store_of("evaluate"),
+        manifests("pretrain"),
         manifests("evaluate"),
         manifests("spectra"),
         participants("evaluate"),
@@ -38,18 +39,19 @@ rule evaluate:
 
 
 rule baselines:
-    """Connectome, confounds, time-averaged volume and chance through the encoders' protocol."""
+    """Systems outside the grid through the encoders' protocols: those that are not trained together, the others alone."""
     input:
         manifests("evaluate"),
         participants("evaluate"),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,
     output:
-        probe=f"{RESULTS}/probe/baselines/probe.parquet",
-        benchmark=f"{RESULTS}/benchmark/baselines/benchmark.parquet",
-        scores=f"{RESULTS}/benchmark/baselines/scores.parquet",
+        probe=f"{RESULTS}/probe/{{systems}}/probe.parquet",
+        benchmark=f"{RESULTS}/benchmark/{{systems}}/benchmark.parquet",
+        scores=f"{RESULTS}/benchmark/{{systems}}/scores.parquet",
+        tasks=f"{RESULTS}/benchmark/{{systems}}/tasks.parquet",
     log:
-        f"{RESULTS}/logs/baselines.log",
+        f"{RESULTS}/logs/systems/{{systems}}.log",
     conda:
         "../envs/pipeline.yaml"
     threads: study.compute.threads
@@ -58,7 +60,8 @@ rule baselines:
         version=stage_version("probe", "benchmark"),
         settings=stage_settings(study, "baselines"),
     shell:
-        "pipeline baselines --config {params.config:q} --threads {threads} --output {output.probe:q} 2> {log:q}"
+        "pipeline baselines --config {params.config:q} --systems {wildcards.systems:q} --threads {threads}"
+        " --output {output.probe:q} 2> {log:q}"
 
 
 rule raw_spectra:
@@ -98,7 +101,10 @@ rule tables:
         evaluated("{results}/benchmark/{cell}/scores.parquet"),
         evaluated("{results}/spectral/{cell}/spectral.parquet"),
         evaluated("{results}/spectral/{cell}/spectra.parquet"),
-        rules.baselines.output,
+        of_systems("{results}/probe/{systems}/probe.parquet"),
+        of_systems("{results}/benchmark/{systems}/benchmark.parquet"),
+        of_systems("{results}/benchmark/{systems}/scores.parquet"),
+        of_systems("{results}/benchmark/{systems}/tasks.parquet"),
         rules.raw_spectra.output,
         manifests_in("shards", study.datasets),
         participants("pretrain"),
@@ -117,6 +123,26 @@ rule tables:
         settings=stage_settings(study, "tables"),
     shell:
         "pipeline tables --config {params.config:q} --output {params.folder:q} 2> {log:q}"
+
+
+rule comparisons:
+    """Every system against the connectome, the best simple system and the best peer, over the splits that both ran."""
+    input:
+        benchmark=f"{RESULTS}/tables/benchmark.parquet",
+        scores=f"{RESULTS}/tables/scores.parquet",
+        tasks=f"{RESULTS}/tables/tasks.parquet",
+    output:
+        comparisons=f"{RESULTS}/tables/comparisons.parquet",
+    log:
+        f"{RESULTS}/logs/comparisons.log",
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        config=CONFIG,
+        version=stage_version("comparisons"),
+        settings=stage_settings(study, "comparisons"),
+    shell:
+        "pipeline comparisons --config {params.config:q} --output {output.comparisons:q} 2> {log:q}"
 
 
 rule scaling:

@@ -9,11 +9,13 @@ from pipeline import grid
 from pipeline.artefact import write_text
 from pipeline.config import dump_study, expand_path, load_study
 from pipeline.errors import InputError
+from pipeline.evaluate.systems.jobs import system_jobs
+from pipeline.layout import Layout
 from pipeline.stages import stage_settings, stage_version
 
 CONFIG_FILES = list(workflow.overwrite_configfiles) or [Path(workflow.basedir) / "config" / "config.yaml"]
 FIGURES = [1, 2, 3, 4, 5]
-TABLES = ["pretrain", "points", "history", "probe", "benchmark", "scores", "spectral", "spectra", "losses"]
+TABLES = ["pretrain", "points", "history", "probe", "benchmark", "scores", "tasks", "spectral", "spectra", "losses"]
 
 
 def load_configuration():
@@ -46,7 +48,8 @@ def begin():
 
 
 VOXEL_DATASETS = [name for name, each in study.datasets.items() if each.door != "parcels"]
-FIGURE_TABLES = expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=[*TABLES, "scaling"])
+FIGURE_TABLES = expand("{results}/tables/{stage}.parquet", results=RESULTS, stage=[*TABLES, "scaling", "comparisons"])
+SYSTEM_JOBS = list(system_jobs(study))
 TRUTHS = [f"{RESULTS}/tables/truths.parquet"] if any(each.simulation for each in study.datasets.values()) else []
 
 
@@ -57,6 +60,7 @@ wildcard_constraints:
     architecture="[A-Za-z0-9_-]+",
     cell=r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+/N\d+-T\d+/draw\d+-[A-Za-z0-9_-]+/seed\d+",
     number=r"\d",
+    systems="|".join(SYSTEM_JOBS),
 
 
 def cell_paths(cells):
@@ -76,7 +80,7 @@ def of_cell(stage):
 
 def manifests_in(store, datasets):
     """Manifests of data sets in a store of shards."""
-    return [f"{RESULTS}/{store}/{name}/manifest.json" for name in datasets]
+    return [str(Layout(study).store_manifest(store, name)) for name in datasets]
 
 
 def manifests(role):
@@ -184,3 +188,8 @@ def sweep_of(wildcards):
 def evaluated(pattern):
     """A file of every evaluated cell."""
     return expand(pattern, results=RESULTS, cell=cell_paths(grid.evaluated_cells(study)))
+
+
+def of_systems(pattern):
+    """A file of every job of systems outside the grid."""
+    return expand(pattern, results=RESULTS, systems=SYSTEM_JOBS)

@@ -47,7 +47,7 @@ def ingest_run(study: Study, standard: Standard, store: Path, run: Run) -> dict[
     """
     shutil.rmtree(store / QUARANTINE / run.folder, ignore_errors=True)  # of a former attempt
     if run.series is not None:
-        return _ingest_series(study, store, run)
+        return ingest_series(study, store, run)
     frames = open_frames(run)
     quality.require_frames(frames.shape[3] - study.shards.drop_frames, study.shards.min_frames)
     template = standard.template
@@ -85,7 +85,7 @@ def _title(run: Run) -> str:
     return f"{run.dataset}: sub-{run.subject}, session {run.session}, run {run.run}"
 
 
-def _ingest_series(study: Study, store: Path, run: Run) -> dict[str, Any]:
+def ingest_series(study: Study, store: Path, run: Run) -> dict[str, Any]:
     """Parcel series as the user gives them: no grid, and a page without slices."""
     series_TR = read_series(run)[study.shards.drop_frames :]
     quality.require_frames(len(series_TR), study.shards.min_frames)

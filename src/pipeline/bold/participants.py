@@ -51,7 +51,7 @@ def read_participants(study: Study, dataset: str) -> pd.DataFrame:
 
     folder, path, settings = require_folder(study, dataset), table_path(study, dataset), study.datasets[dataset]
     if path.is_file():
-        table = _read(path)
+        table = read_table_of_people(path)
     elif settings.door == "bids" and settings.participants == Dataset.model_fields["participants"].default:
         path = folder / "sub-*"
         table = pd.DataFrame({settings.id_column: sorted(each.name for each in folder.glob("sub-*") if each.is_dir())})
@@ -64,8 +64,13 @@ def read_participants(study: Study, dataset: str) -> pd.DataFrame:
     return table
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """A table of text. Read by hand, since pandas fills short rows, cuts long ones and renames what stands twice."""
+def read_table_of_people(path: Path) -> pd.DataFrame:
+    """A table of text, every value as it stands; by hand, since pandas fills short rows and renames what stands twice.
+
+    Raises
+    ------
+    InputError : unreadable, a row of another length than the header, or a column that stands twice.
+    """
     import pandas as pd
 
     header, *rows = _lines(path) or [[]]
@@ -143,8 +148,9 @@ def _or(words: Sequence[str]) -> str:
 def normalised(study: Study, dataset: str, members: Sequence[str]) -> pd.DataFrame:
     """The table of these people in the form that every later stage reads, one row a person, all text.
 
-    Columns: subject, family, site (of the column `site` where no other is named), age, one of 0/1/empty a label, and
-    the confounds, which are columns of this table or of the source. A missing value is empty; who has no family is one.
+    Columns: subject, family, site (of the column `site` where no other is named), age, one of 0/1/empty or a number
+    a label, and the confounds, which are columns of this table or of the source. A missing value is empty; who has no
+    family is one.
 
     Raises
     ------
@@ -187,7 +193,14 @@ def _ages(source: pd.DataFrame, settings: Dataset, path: Path) -> pd.Series[str]
 
 
 def _coded(values: pd.Series[str], task: str, phenotype: Phenotype, settings: Dataset, path: Path) -> pd.Series[str]:
-    """1, 0 or empty; a value that is neither coded nor missing is refused where labels are required."""
+    """1, 0 or empty, or the number as it stands; a value that is neither coded nor missing is refused where labels are
+    required.
+    """
+    if phenotype.number:
+        known = values.mask(values.isin([*settings.missing]), "")
+        for subject, text in known[known != ""].items():
+            _number(text, phenotype.column, str(subject), path, settings.missing)
+        return known
     codes = dict.fromkeys(phenotype.negative, "0") | dict.fromkeys(phenotype.positive, "1")
     unknown = values[~values.isin([*codes, *settings.missing])]
     if "evaluate" in settings.roles and len(unknown):

@@ -1,80 +1,116 @@
-"""What linear readers find in fixed features of people: a label by L2 logistic regression, an identity by correlation.
+"""What linear readers find in fixed features of people: a label by L2 logistic regression or ridge, a number by ridge.
 
-Axes: N people, D features, R directions of the training part (R <= people in it), B fits solved at once, S splits,
-K inner folds. A split of small cohorts needs about 16 tiny fits (inner folds x penalties); solving them as one batch of
-Newton steps is what lets 100 splits of 48 people take under half a second on one thread.
+A reader learns from the training part of a split alone: it standardises there, chooses its strength by inner folds
+there, and fits there. A split costs one product of the features with themselves and one eigendecomposition among the
+training people; all of its fits (inner folds x strengths) are then solved at once along their principal axes.
+
+Axes: M people of a task (N: any people), D features, F of them in a block, R axes of the training people, B fits,
+K inner folds, C strengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import expit
+from scipy.linalg import eigh
 
-from pipeline.evaluate.splits import TEST, TRAIN, partition, seeded
+from pipeline.errors import InputError
+from pipeline.evaluate.newton import LOGISTIC, SQUARED, Loss, fit_linear
+from pipeline.evaluate.reading import Reader, Reading
+from pipeline.evaluate.splits import TRAIN, partition, seeded
+
+Features = np.ndarray | Callable[[np.ndarray], np.ndarray]
+Harmonise = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Kind = Literal["classes", "number"]
+_Fit = Literal["logits", "signs", "number"]
 
 INNER_FOLDS = 3
-MIN_NESTED = 5  # fewer labelled people a class than this cannot choose C; the middle one of the list is taken
-SHRINKAGE = 0.01  # of the covariance within a person; 1, 10, 30 % gave mean ranks .72, .70, .69 in the demo
-_LARGEST_STEP = 3.0  # most that a Newton step may move a logit; larger steps overshoot where classes are separable
-_SETTLED = 1e-4  # Newton squares its error: a last step of 1e-4 in the logits leaves about 1e-8
+MIN_NESTED = 5  # fewer training people a class than this cannot choose C; the middle one of the list is taken
+_WIDE = 1024  # features from which products are summed in single precision, which moves logits by less than 1e-5
+_BLOCK = 2048  # features standardised at once: 657 people x 2048 x 4 B stay in cache
 
 
-def standardise(features_ND: np.ndarray, train_N: np.ndarray) -> np.ndarray:
+def standardise(features_ND: np.ndarray, train_N: np.ndarray, dtype: type[np.floating] = np.float64) -> np.ndarray:
     """Features in units of the training people's SD about their mean; a missing value (NaN) takes their mean.
 
-    A feature that is constant over the training people carries nothing they could teach, and becomes 0.
+    A feature that is constant over the training people carries nothing they could teach, and becomes 0. With `dtype`
+    float32, features that are already float32 are never widened.
+
+    Raises
+    ------
+    InputError : a feature is infinite.
     """
-    features_ND = np.asarray(features_ND, dtype=float)
-    missing_ND = np.isnan(features_ND)
-    if missing_ND.any():
-        known = ~missing_ND[train_N]
-        sum_D = np.where(known, features_ND[train_N], 0).sum(0)
-        features_ND = np.where(missing_ND, sum_D / np.maximum(known.sum(0), 1), features_ND)
-    mean_D, std_D = features_ND[train_N].mean(0), features_ND[train_N].std(0)
-    varies_D = std_D > 1e-9 * np.maximum(1e-300, np.abs(mean_D))
-    return np.asarray((features_ND - mean_D) * np.divide(1, std_D, out=np.zeros_like(std_D), where=varies_D))
+    narrow = dtype is np.float32 and np.asarray(features_ND).dtype == np.float32
+    features_ND = fill_missing(np.asarray(features_ND, dtype=np.float32 if narrow else np.float64), train_N)
+    share_N = (train_N / train_N.sum()).astype(features_ND.dtype)
+    first_D = features_ND[train_N.argmax()]
+    centred_ND = features_ND - first_D  # exactly 0 where a feature is constant
+    centred_ND -= share_N @ centred_ND
+    std_D = np.sqrt(share_N @ (centred_ND * centred_ND))
+    varies_D = std_D > (1e-6 if narrow else 1e-9) * np.abs(first_D)
+    centred_ND *= np.divide(1, std_D, out=np.zeros_like(std_D), where=varies_D)
+    return np.asarray(centred_ND, dtype=dtype)
+
+
+def fill_missing(features_ND: np.ndarray, train_N: np.ndarray) -> np.ndarray:
+    """The same features, NaN replaced by the mean of the training people's known values, 0 where none is known.
+
+    Raises
+    ------
+    InputError : a feature is infinite.
+    """
+    if np.isfinite(np.ones(len(features_ND), features_ND.dtype) @ features_ND).all():
+        return features_ND
+    if np.isinf(features_ND).any():
+        hint = "Look for a division by zero where they were computed, or leave these people out."
+        raise InputError("features", f"{np.isinf(features_ND).sum()} infinite values", "numbers, or NaN", hint)
+    known_ND = ~np.isnan(features_ND)
+    sum_D = np.where(known_ND, features_ND, 0)[train_N].sum(0)
+    return np.where(known_ND, features_ND, sum_D / np.maximum(known_ND[train_N].sum(0), 1).astype(features_ND.dtype))
 
 
 def training_span(features_ND: np.ndarray, train_N: np.ndarray) -> np.ndarray:
-    """(N, R) the same people in the span of the training people, where an L2 solution lies; exact, and small."""
+    """(N, R) standardised features along the training people's principal axes, largest first.
+
+    The solution of a linear fit with an L2 penalty lies in their span, so a reader loses nothing. R is at most D, and
+    at most the training people less one.
+    """
     if features_ND.shape[1] <= train_N.sum():
-        return features_ND
-    products_NM = features_ND @ features_ND[train_N].T
-    power, basis = np.linalg.eigh(products_NM[train_N])
-    kept = power > 1e-10 * max(power[-1], 1e-300)
-    return np.asarray(products_NM @ (basis[:, kept] / np.sqrt(power[kept])))
+        scaled_ND = standardise(features_ND, train_N)
+        return np.asarray(scaled_ND @ _principal(scaled_ND[train_N].T @ scaled_ND[train_N], 1e-12)[1])
+    wide = features_ND.shape[1] >= _WIDE
+    products_NM = _products(features_ND, train_N, np.float32 if wide else np.float64)
+    power_R, axes_MR = _principal(products_NM[train_N], 1e-6 if wide else 1e-12)
+    return np.asarray(products_NM @ (axes_MR / np.sqrt(power_R)))
+
+
+def _products(features_ND: np.ndarray, train_N: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    """(N, M) scalar products of everybody's standardised features with the M training people's, block by block."""
+    most = 2 * train_N.sum() > len(train_N)  # all with all is symmetric, and then cheaper
+    products = np.zeros((len(train_N), len(train_N) if most else train_N.sum()))
+    for start in range(0, features_ND.shape[1], _BLOCK):
+        block_NF = standardise(features_ND[:, start : start + _BLOCK], train_N, dtype)
+        products += block_NF @ (block_NF if most else block_NF[train_N]).T
+    return products[:, train_N] if most else products
+
+
+def _principal(square: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues above `least` of the largest, falling, and their vectors in columns."""
+    if not len(square):
+        return np.zeros(0), np.zeros((0, 0))
+    power, axes = eigh(square, driver="evd")
+    kept = np.flatnonzero(power > least * max(power[-1], 1e-300))[::-1]
+    return power[kept], axes[:, kept]
 
 
 def fit_logistic(
-    features_NR: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray, strengths_B: np.ndarray, steps: int = 100
+    features_NR: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray, strengths_B: np.ndarray
 ) -> np.ndarray:
-    """(B, N) logits of all people under B logistic regressions, each minimising C sum w_n loss_n + |beta|^2 / 2.
-
-    Parameters
-    ----------
-    weights_BN : weight of each person in each fit, 0 for those it must not see.
-    strengths_B : C of each fit, as in scikit-learn. The intercept is not penalised.
-    """
-    people, directions = features_NR.shape
-    design = np.column_stack([features_NR, np.ones(people)])
-    penalty = np.append(np.ones(directions), 1e-9)  # the intercept's keeps the Hessian regular
-    weights_BN = weights_BN * np.asarray(strengths_B)[:, None]
-    beta_BR, logits_BN = np.zeros((len(weights_BN), directions + 1)), np.zeros(weights_BN.shape)
-    for _ in range(steps):
-        chance_BN = expit(logits_BN)
-        slope_BR = (weights_BN * (chance_BN - labels_N)) @ design + penalty * beta_BR
-        curvature_BN = weights_BN * chance_BN * (1 - chance_BN)
-        hessian_BRR = (design.T * curvature_BN[:, None]) @ design + np.diag(penalty)
-        step_BR = np.linalg.solve(hessian_BRR, slope_BR[..., None])[..., 0]
-        moved_B = np.abs(np.where(weights_BN > 0, step_BR @ design.T, 0)).max(1)
-        beta_BR -= step_BR * np.minimum(1, _LARGEST_STEP / np.maximum(moved_B, 1e-300))[:, None]
-        logits_BN = beta_BR @ design.T
-        if moved_B.max() < _SETTLED:
-            break
-    return logits_BN
+    """(B, N) logits of all people under B logistic regressions; see `newton.fit_linear`."""
+    return fit_linear(features_NR, labels_N, weights_BN, strengths_B, LOGISTIC)
 
 
 def balanced_weights(labels_N: np.ndarray, chosen_BN: np.ndarray) -> np.ndarray:
@@ -87,128 +123,126 @@ def balanced_weights(labels_N: np.ndarray, chosen_BN: np.ndarray) -> np.ndarray:
     )
 
 
-def split_scores(
-    features_ND: np.ndarray,
-    labels_N: np.ndarray,
-    families_N: np.ndarray,
-    train_N: np.ndarray,
+def linear_reader(
+    features: Features,
+    families_M: np.ndarray,
     penalties: Sequence[float],
-) -> np.ndarray:
-    """(N,) logits of all people under a probe that saw the training people alone, in units of their SD over those.
-
-    C is the one with the least balanced log loss over inner folds of the training people. The unit makes splits with
-    different C comparable, so that a person's scores can be averaged over splits; 0 stays the decision threshold.
-    """
-    features_NR = training_span(standardise(features_ND, train_N), train_N)
-    strength = np.sort(np.asarray(penalties, dtype=float))
-    per_class = min(int((labels_N[train_N] == label).sum()) for label in (0, 1))
-    if per_class < MIN_NESTED or len(strength) == 1:
-        strength, folds = strength[[len(strength) // 2]], 0
-    else:
-        folds = INNER_FOLDS
-    held_KN = _inner_folds(labels_N, families_N, train_N, folds)
-    seen_KN = np.vstack([train_N & ~held_KN, train_N[None]])
-    weights_BN = np.repeat(balanced_weights(labels_N, seen_KN), len(strength), axis=0)
-    logits_BN = fit_logistic(features_NR, labels_N, weights_BN, np.tile(strength, folds + 1))
-    logits_KCN = logits_BN.reshape(folds + 1, len(strength), -1)
-    loss_KCN = np.logaddexp(0, (1 - 2 * labels_N) * logits_KCN[:folds])
-    loss_C = (loss_KCN * balanced_weights(labels_N, held_KN)[:, None]).sum((0, 2))
-    best_N = logits_KCN[-1, int(loss_C.argmin())]
-    spread = best_N[train_N].std()
-    return np.asarray(best_N / spread if spread > 1e-9 else np.zeros_like(best_N))
-
-
-def _inner_folds(labels_N: np.ndarray, families_N: np.ndarray, train_N: np.ndarray, folds: int) -> np.ndarray:
-    """(K, N) who is held out of each inner fit; the same for every system, since it hangs on who is trained on."""
-    held_KN = np.zeros((folds, len(labels_N)), dtype=bool)
-    if folds:
-        people = np.flatnonzero(train_N)
-        rng = seeded("inner folds", people.tolist())
-        held_KN[partition(labels_N[people], families_N[people], [1 / folds] * folds, rng), people] = True
-    return held_KN
-
-
-def out_of_split_scores(
-    features_ND: np.ndarray,
-    labels_N: np.ndarray,
-    families_N: np.ndarray,
-    parts_SN: np.ndarray,
-    penalties: Sequence[float],
-) -> np.ndarray:
-    """(S, N) scores of each split's test people, NaN for everybody else."""
-    scores_SN = np.full(parts_SN.shape, np.nan)
-    for score_N, part_N in zip(scores_SN, parts_SN, strict=True):
-        tested = part_N == TEST
-        score_N[tested] = split_scores(features_ND, labels_N, families_N, part_N == TRAIN, penalties)[tested]
-    return scores_SN
-
-
-def mean_score(scores_SN: np.ndarray) -> np.ndarray:
-    """(N,) mean over the splits that tested a person; NaN for those never tested."""
-    tested_SN = np.isfinite(scores_SN)
-    count_N = tested_SN.sum(0)
-    return np.where(count_N > 0, np.where(tested_SN, scores_SN, 0).sum(0) / np.maximum(count_N, 1), np.nan)
-
-
-class Identity(NamedTuple):
-    """How well people are told apart: a value a person, means over both directions of matching."""
-
-    top1_N: np.ndarray  # 1 where the person's other scan is the most similar one
-    rank_N: np.ndarray  # share of the other people who are less similar than the person's own other scan
-
-
-def similarity(first_ND: np.ndarray, second_ND: np.ndarray) -> np.ndarray:
-    """(N, N) correlation of each first with each second scan, features standardised over people in each session.
-
-    Features without variance correlate 0 with everything, which leaves identity at chance.
-    """
-    everybody = np.ones(len(first_ND), dtype=bool)
-    units = []
-    for features_ND in (first_ND, second_ND):
-        scaled = standardise(features_ND, everybody)
-        scaled = scaled - scaled.mean(1, keepdims=True) if scaled.shape[1] > 1 else scaled
-        length = np.linalg.norm(scaled, axis=1, keepdims=True)
-        units.append(np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 1e-12))
-    return np.asarray(units[0] @ units[1].T)
-
-
-def discriminant(first_NKD: np.ndarray, second_NKD: np.ndarray) -> np.ndarray:
-    """(N, N) nearness of each first to each second scan under a linear discriminant fitted on the first alone.
+    kind: Kind = "classes",
+    harmonise: Harmonise | None = None,
+) -> Reader:
+    """L2 logistic regression with classes weighted equally, or ridge for a number, on fixed features.
 
     Parameters
     ----------
-    first_NKD, second_NKD : features of K >= 2 clips of each person's scan. Clips of one scan differ by what is not the
-        person; their pooled covariance is the metric, minus the squared distance of means the nearness.
+    features : (M, D), or a callable of the training mask (M,) for features that are themselves fitted there. A missing
+        value (NaN) takes the training mean. Wide ones are best held as float32.
+    families_M : who may not be divided by the inner folds that choose the strength.
+    penalties : strengths C to choose from, as in scikit-learn's logistic regression; a ridge's alpha is 1 / C.
+    harmonise : takes features and the training mask, returns features; applied before they are standardised.
 
-    Source: Fisher (1936), with the covariance shrunk by 1 % towards a multiple of the identity.
+    Returns
+    -------
+    A reader of (target_M, part_M). Scores are logits at equal prevalence, or predictions in the target's unit (while
+    fitting it is z-scored in the training part). The strength is the one with the least loss of held-out people over
+    inner folds, classes weighted equally. `inner_M` has each training person's score by the inner fit of that strength
+    that did not see them, and NaN for everybody else. Where the training part has fewer than `MIN_NESTED` people a
+    class (above or below the median with a number), the middle strength is taken and `inner_M` is NaN. A training part
+    without both classes, or whose number does not vary, gives NaN for everybody.
     """
-    centre_D, scale_D = first_NKD.mean((0, 1)), first_NKD.std((0, 1))
-    scale_D = np.where(scale_D > 1e-12, scale_D, 1.0)
-    first_NKD, second_NKD = (first_NKD - centre_D) / scale_D, (second_NKD - centre_D) / scale_D
-    within_MD = (first_NKD - first_NKD.mean(1, keepdims=True)).reshape(-1, first_NKD.shape[2])
-    people, clips, features = first_NKD.shape
-    covariance_DD = within_MD.T @ within_MD / (people * (clips - 1))
-    level = np.trace(covariance_DD) / features or 1.0
-    shrunk_DD = (1 - SHRINKAGE) * covariance_DD + SHRINKAGE * level * np.eye(features)
-    whitening_DD = np.linalg.inv(np.linalg.cholesky(shrunk_DD)).T
-    first_ND, second_ND = first_NKD.mean(1) @ whitening_DD, second_NKD.mean(1) @ whitening_DD
-    return np.asarray(-((first_ND[:, None] - second_ND[None]) ** 2).sum(-1))
+    strengths_C = np.sort(np.asarray(penalties, dtype=float))
+    return partial(_read, features, families_M, strengths_C, harmonise, "number" if kind == "number" else "logits")
 
 
-def identify(similarity_NN: np.ndarray, own_N: np.ndarray | None = None) -> Identity:
-    """Match every scan to the most similar one of the other session; ties share the hit.
+def ridge_reader(
+    features: Features,
+    families_M: np.ndarray,
+    penalties: Sequence[float],
+    kind: Kind = "classes",
+    harmonise: Harmonise | None = None,
+) -> Reader:
+    """Ridge on -1 and +1 with classes weighted equally; otherwise as `linear_reader`, and the same for a number.
 
-    `own_N` is the row of the second session that counts as a person's own: a permutation of it is the chance control.
+    Scores are twice the prediction f: the logit of a probability (1 + f) / 2 is about that, and 0 is the threshold.
     """
-    own_N = np.arange(len(similarity_NN)) if own_N is None else own_N
-    permuted_NN = similarity_NN[:, own_N]
-    ways = [_match(matrix) for matrix in (permuted_NN, permuted_NN.T)]
-    return Identity(*(np.mean(pair, axis=0) for pair in zip(*ways, strict=True)))
+    strengths_C = np.sort(np.asarray(penalties, dtype=float))
+    return partial(_read, features, families_M, strengths_C, harmonise, "number" if kind == "number" else "signs")
 
 
-def _match(similarity_NN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    own_N1 = np.diag(similarity_NN)[:, None]
-    higher_N, equal_N = (similarity_NN > own_N1).sum(1), (similarity_NN == own_N1).sum(1)
-    top1_N = np.where(higher_N == 0, 1 / equal_N, 0.0)
-    others = max(len(similarity_NN) - 1, 1)
-    return top1_N, 1 - (higher_N + (equal_N - 1) / 2) / others
+class _Problem(NamedTuple):
+    """What is fitted to the target, and how a score is read back: `offset + unit * score`."""
+
+    goal_M: np.ndarray
+    strata_M: np.ndarray  # 0/1, what inner folds are stratified by
+    loss: Loss
+    balanced: bool  # both strata have the same weight
+    offset: float = 0.0
+    unit: float = 1.0
+
+    def weights(self, chosen_BM: np.ndarray) -> np.ndarray:
+        return balanced_weights(self.strata_M, chosen_BM) if self.balanced else chosen_BM.astype(float)
+
+
+def _posed(how: _Fit, target_M: np.ndarray, train_M: np.ndarray) -> _Problem:
+    if how == "logits":
+        return _Problem(target_M, target_M, LOGISTIC, balanced=True)
+    if how == "signs":
+        return _Problem(2.0 * target_M - 1, target_M, SQUARED, balanced=True, unit=2.0)
+    mean, unit = float(target_M[train_M].mean()), float(target_M[train_M].std())
+    above_M = (target_M > np.median(target_M[train_M])).astype(int)
+    return _Problem((target_M - mean) / unit, above_M, SQUARED, balanced=False, offset=mean, unit=unit)
+
+
+def _read(
+    features: Features,
+    families_M: np.ndarray,
+    strengths_C: np.ndarray,
+    harmonise: Harmonise | None,
+    how: _Fit,
+    target_M: np.ndarray,
+    part_M: np.ndarray,
+) -> Reading:
+    """What a reader does; the arguments up to `how` are bound when it is made."""
+    train_M = part_M == TRAIN
+    if len(np.unique(target_M[train_M])) < 2:
+        return Reading(np.full(len(target_M), np.nan), np.full(len(target_M), np.nan))
+    problem = _posed(how, target_M, train_M)
+    features_MD = features(train_M) if callable(features) else features
+    features_MD = features_MD if harmonise is None else harmonise(features_MD, train_M)
+    held_KM = inner_folds(problem.strata_M, families_M, train_M)
+    tried_C = strengths_C if len(held_KM) else strengths_C[[len(strengths_C) // 2]]
+    score_M, inner_M, strength = _nested(problem, training_span(features_MD, train_M), train_M, held_KM, tried_C)
+    chosen = f"C={strength:g}" if problem.loss is LOGISTIC else f"alpha={1 / strength:g}"
+    return Reading(problem.offset + problem.unit * score_M, problem.offset + problem.unit * inner_M, chosen)
+
+
+def _nested(
+    problem: _Problem, span_MR: np.ndarray, train_M: np.ndarray, held_KM: np.ndarray, strengths_C: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scores by the best strength fitted to all training people, those of held-out people by its inner fits, itself."""
+    folds = len(held_KM)
+    seen_BM = np.repeat(np.vstack([train_M & ~held_KM, train_M[None]]), len(strengths_C), axis=0)
+    weights_BM, strengths_B = problem.weights(seen_BM), np.tile(strengths_C, folds + 1)
+    scores_BM = fit_linear(span_MR, problem.goal_M, weights_BM, strengths_B, problem.loss)
+    scores_KCM = scores_BM.reshape(folds + 1, len(strengths_C), -1)
+    loss_KCM = problem.loss.value(scores_KCM[:folds], problem.goal_M) * problem.weights(held_KM)[:, None]
+    best = int(loss_KCM.sum((0, 2)).argmin())
+    inner_M = np.where(held_KM, scores_KCM[:folds, best], 0).sum(0)
+    return scores_KCM[-1, best], np.where(held_KM.any(0), inner_M, np.nan), float(strengths_C[best])
+
+
+def inner_folds(strata_N: np.ndarray, families_N: np.ndarray, train_N: np.ndarray) -> np.ndarray:
+    """(K, N) who is held out of each inner fit; the same for every system, since it hangs on who is trained on.
+
+    None where a stratum has too few people to choose by; a fold that would leave one without any is left out.
+    """
+    people = np.flatnonzero(train_N)
+    held_KN = np.zeros((INNER_FOLDS, len(train_N)), dtype=bool)
+    sizes = [int((strata_N[people] == stratum).sum()) for stratum in (0, 1)]
+    if min(sizes) < MIN_NESTED:
+        return held_KN[:0]
+    rng = seeded("inner folds", people.tolist())
+    part = partition(strata_N[people], families_N[people], [1 / INNER_FOLDS] * INNER_FOLDS, rng)
+    held_KN[part, people] = True
+    seen_KN = train_N & ~held_KN
+    usable_K = held_KN.any(1) & (seen_KN & (strata_N == 0)).any(1) & (seen_KN & (strata_N == 1)).any(1)
+    return held_KN[usable_K]

@@ -25,9 +25,9 @@ MEANING: MappingProxyType[str, str] = MappingProxyType(
         "70:15:15 of the evaluation people, no family divided, the same for every system.",
         TRAINED: "The system itself learns from the labels of the training part, with as many candidate settings as "
         "every other system; the validation part decides among them and when to stop. The first splits of frozen-v2.",
-        LEAVE_SITE_OUT: "As frozen-v2, tested on one site and trained on all others.",
+        LEAVE_SITE_OUT: "As frozen-v2, tested on one site and trained on all others; not for systems that are trained.",
         LOW_SHOT: "As frozen-v2, trained on k people a class, one a family, and tested on everybody of other families; "
         "below five a class the strength is the middle one of the list. The same draws for every system.",
-        IDENTITY: "Short scans of two sessions of people that nothing was fitted on: the second is matched to the first.",
+        IDENTITY: "Short scans of two sessions of people on whom nothing was fitted: one is matched to the other.",
     }
 )

@@ -23,8 +23,18 @@ class Reading(NamedTuple):
     chosen: str = ""  # the setting that tuning chose, for the record
 
 
+class RunFeatures(NamedTuple):
+    """What stands for each run: its mean, and the clips of its first frames one by one (for identity).
+
+    R runs, K clips, D features.
+    """
+
+    full_RD: np.ndarray
+    short_RKD: np.ndarray
+
+
 class Reader(Protocol):
-    """A system on one task. It must not look at the target of anybody outside TRAIN, but to stop early at VALIDATION."""
+    """A system on one task. It may look at the targets of TRAIN; to choose and to stop, at those of VALIDATION."""
 
     def __call__(self, target_M: np.ndarray, part_M: np.ndarray) -> Reading:
         """Learn from TRAIN of one split; `target_M` is 0/1, or a number."""

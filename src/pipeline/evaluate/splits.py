@@ -16,6 +16,7 @@ from pipeline.artefact import digest
 from pipeline.errors import InputError
 
 TEST, VALIDATION, TRAIN = 0, 1, 2
+LEFT_OUT = 3  # kin of people on the other side: in no part
 MOST_DRAWS = 200  # of one split, before its parts are called impossible
 MIN_CLASS = 5  # people a class, below which 70:15:15 leaves no test part with both classes
 
@@ -89,10 +90,33 @@ def _usable(
     )
 
 
+def leave_site_out(
+    labels_N: np.ndarray, families_N: np.ndarray, site_N: np.ndarray, validation: float, key: str
+) -> dict[str, np.ndarray]:
+    """Site -> (N,) parts: TEST on the site, VALIDATION and TRAIN, which divide the others by family.
+
+    A family with people at two sites is tested at one and LEFT_OUT at the other. Sites without both classes, or without
+    which a class is gone, have no entry; nor has a data set of one site.
+    """
+    found = {}
+    for site in sorted({*site_N.tolist()} - {""}):
+        tested, kin = site_N == site, np.isin(families_N, families_N[site_N == site])
+        rest, rng = np.flatnonzero(~kin), seeded(key, "site", site)
+        if any(len({*labels_N[people].tolist()}) < 2 for people in (tested, rest)):
+            continue
+        part_N = np.full(len(labels_N), LEFT_OUT)
+        shares = (validation, 1 - validation)
+        part_N[rest] = np.array([VALIDATION, TRAIN])[partition(labels_N[rest], families_N[rest], shares, rng)]
+        part_N[tested] = TEST
+        if len({*labels_N[part_N == TRAIN].tolist()}) == 2:
+            found[site] = part_N
+    return found
+
+
 def draw_shots(
     labels_N: np.ndarray, families_N: np.ndarray, shots: int, draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """(draws, N) TRAIN for `shots` people a class, TEST for people of other families, VALIDATION for their kin.
+    """(draws, N) TRAIN for `shots` people a class, TEST for people of other families, LEFT_OUT for kin.
 
     Raises
     ------
@@ -107,7 +131,7 @@ def draw_shots(
         if min(map(len, chosen)) <= shots:
             raise ValueError(f"{shots} people a class asked of {[len(people) for people in chosen]} families")
         train = np.concatenate([people[:shots] for people in chosen])
-        part_N = np.where(np.isin(families_N, families_N[train]), VALIDATION, TEST)
+        part_N = np.where(np.isin(families_N, families_N[train]), LEFT_OUT, TEST)
         part_N[train] = TRAIN
         parts.append(part_N)
     return np.array(parts)

@@ -1,222 +1,221 @@
-"""The evaluation stage: one cell, or all simple systems, through protocol frozen-v1 on every evaluation data set.
+"""The evaluation stage: one frozen encoder, or systems outside the grid, through every protocol of every data set.
 
-Each run writes `probe.parquet` (summaries of each label, and identity), `benchmark.parquet` (every row of each label)
-and, beside that, `scores.parquet` (a score a person, under hashed names), from which systems are compared in pairs.
+Writes the probe's table (summaries and identity), the benchmark's (every split too), averaged scores of people, and
+what each protocol was run on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pipeline.artefact import digest, provenance, read_json, write_table
-from pipeline.bold.people import cell_people
-from pipeline.bold.reader import Shard
-from pipeline.bold.template import Template, load_template
+from pipeline.artefact import provenance, read_json, write_table
+from pipeline.bold.template import load_template
 from pipeline.config import Study
-from pipeline.errors import InputError
-from pipeline.evaluate import baselines
-from pipeline.evaluate.benchmark import PERMUTED, PROTOCOL, SUMMARY, Row, identity_rows, label_rows, missing_rows
-from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_cohorts, require_unseen
-from pipeline.evaluate.features import RunFeatures, encode_runs, pool
-from pipeline.evaluate.splits import seeded
-from pipeline.grid import RANDOM, Cell, cell_datasets, encodes_shuffled
-from pipeline.pretrain.engine.checkpoint import load_cell
-from pipeline.pretrain.rasters import raster_of
+from pipeline.evaluate.benchmark import MEAN, PERMUTED, SUMMARY, complete, missing_rows, protocol_of, read_task
+from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_cohorts
+from pipeline.evaluate.fingerprint import identity_rows, missing_identity
+from pipeline.evaluate.judged import Contest, Judged, Row
+from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.protocols import VERSIONS as PROTOCOLS
+from pipeline.evaluate.reading import Reader, RunFeatures
+from pipeline.evaluate.splits import leave_site_out
+from pipeline.evaluate.statistics import minimal_detectable_difference
+from pipeline.evaluate.systems import System
+from pipeline.evaluate.systems.material import Material
+from pipeline.evaluate.systems.people import confound_features
+from pipeline.evaluate.systems.readers import harmonisation
 from pipeline.stages import VERSIONS
-from pipeline.tables import RESULT_SCHEMA, SCORES_SCHEMA, cell_columns, system_columns
-
-SHUFFLED = "time_shuffled"
-UNITS = {"top1": "share of people", "mean_rank": "share of other people"}
+from pipeline.tables import BENCHMARK_SCHEMA, RESULT_SCHEMA, SCORES_SCHEMA, TASKS_SCHEMA, system_columns
 
 
 class Rows(NamedTuple):
-    """Rows of the three tables."""
+    """Rows of the tables."""
 
     probe: list[Row]
     benchmark: list[Row]
     scores: list[Row]
+    tasks: list[Row]
 
 
-def evaluate_cell(
+def evaluate_systems(
     study: Study,
-    cell: Cell,
-    pretrain_folder: str | Path,
-    template_folder: str | Path,
+    systems: Mapping[str, Sequence[System]],
+    template_folder: str | Path | None,
     manifests: Paths,
     participants: Paths,
     evaluation_set: str | Path,
-    probe_out: str | Path,
-    benchmark_out: str | Path,
-    flatmap_folder: str | Path | None = None,
-) -> None:
-    """Probe one frozen encoder; `manifests` and `participants` hold a file for each data set.
-
-    `flatmap_folder` holds flatmap.npz; only encoders of flat maps need it.
-    The largest encoder of each architecture is also given its input with frames in random order, as a control.
+) -> tuple[Rows, list[Cohort]]:
+    """Systems outside the grid on every evaluation data set: those named for each, on the encoders' people and splits.
 
     Raises
     ------
-    InputError : it was pretrained on an evaluation person or their family, or for shards of another contract.
+    InputError : as `load_cohorts`.
     """
-    folder, context = Path(pretrain_folder), study.context_frames(cell.architecture)
-    model, metadata = load_cell(folder)
-    summary, template = read_json(folder / "summary.json"), load_template(template_folder)
+    template = None if template_folder is None else load_template(template_folder)
     cohorts = load_cohorts(study, manifests, participants, evaluation_set)
-    trained_on = _trained_on(study, cell, summary["people_hash"], Path(evaluation_set).with_name("draws.json"), folder)
-    raster = raster_of(metadata, template, flatmap_folder, next(model.parameters()).device)
-    rows = []
+    parts = [Rows([], [], [], [*task_rows(study, cohorts, evaluation_set)])]
     for cohort in cohorts:
-        require_unseen(cohort, trained_on, participants, folder)
-        shards = [Shard.open(path, metadata["contract"]) for path in cohort.folders]
-        for columns, shuffle in _inputs(study, cell, cohort):
-            frames = study.evaluate.frames
-            clips = encode_runs(model.encoder, shards, raster, context, frames=frames, shuffle=shuffle)
-            about = _about(cohort, columns, summary["status"])
-            rows.append(_read_out(study, cohort, about, pool(clips, context, study.evaluate.identity_frames)))
-    files = {"encoder": folder / "encoder.safetensors", "evaluation_set": evaluation_set}
-    _write(study, rows, cohorts, probe_out, benchmark_out, files)
+        material = Material(study, cohort, template)
+        for system in systems.get(cohort.dataset, ()):
+            parts += _of_system(study, cohort, system, material)
+    return merge(parts), cohorts
 
 
-def evaluate_baselines(
-    study: Study,
-    template_folder: str | Path,
-    manifests: Paths,
-    participants: Paths,
-    evaluation_set: str | Path,
-    probe_out: str | Path,
-    benchmark_out: str | Path,
-) -> None:
-    """Every simple system on the same people, splits and draws as the encoders."""
-    template = load_template(template_folder)
-    cohorts = load_cohorts(study, manifests, participants, evaluation_set)
-    rows = [
-        found
-        for cohort in cohorts
-        for found in chain(_from_bold(study, cohort, template), _without_bold(study, cohort))
-    ]
-    _write(study, rows, cohorts, probe_out, benchmark_out, {"evaluation_set": evaluation_set})
+def _of_system(study: Study, cohort: Cohort, system: System, material: Material) -> Iterator[Rows]:
+    about = about_rows(cohort, system_columns(system.name))
+    for task in cohort.tasks:
+        if system.trained and not learns(study, task):
+            continue
+        reader = system.make(material, task)
+        if reader is not None:
+            yield read(study, cohort, task, about, reader, system.trained)
+    features = system.identity(material)
+    if features is not None:
+        yield read_identity(study, cohort, about, features.short_RKD)
 
 
-def _trained_on(study: Study, cell: Cell, people_hash: str, draws: Path, folder: Path) -> list[str]:
-    """People that the encoder saw, after checking that the draws still say what they said when it was trained."""
-    if cell.variant == RANDOM:
-        return []
-    people = cell_people(draws, cell.draw, cell.subjects, cell_datasets(study, cell))
-    if digest(people) != people_hash:
-        hint = "The draws have changed since: run the cell again."
-        raise InputError(folder / "summary.json", f"people_hash {people_hash}", f"{digest(people)}, of {draws}", hint)
-    return people
+def learns(study: Study, task: Task) -> bool:
+    """Whether systems that are trained learn a task."""
+    named = study.evaluate.supervised.tasks
+    return not named or task.name in named
 
 
-def _inputs(study: Study, cell: Cell, cohort: Cohort) -> Iterator[tuple[Row, np.random.Generator | None]]:
-    """Inputs that the encoder is given: as they are, and for the largest one also with their frames shuffled."""
-    yield cell_columns(cell), None
-    if encodes_shuffled(study, cell):
-        columns = cell_columns(cell, f"{cell.architecture}_{SHUFFLED}")
-        yield {**columns, "variant": SHUFFLED}, seeded(cohort.key, SHUFFLED)
-
-
-def _about(cohort: Cohort, columns: Row, status: str = "completed") -> Row:
+def about_rows(cohort: Cohort, columns: Row, status: str = "completed") -> Row:
+    """The columns that say whose rows are, but for the task."""
     return {**columns, "dataset": cohort.dataset, "simulated": cohort.simulated, "status": status}
 
 
-def _from_bold(study: Study, cohort: Cohort, template: Template) -> Iterator[Rows]:
-    shards = (Shard.open(path, {"template": template.key}) for path in cohort.folders)
-    lengths = study.evaluate.identity_frames, study.evaluate.frames
-    for system, features in baselines.run_features(shards, template, *lengths).items():
-        yield _read_out(study, cohort, _about(cohort, system_columns(system)), features)
+def read(study: Study, cohort: Cohort, task: Task, about: Row, reader: Reader, trained: bool = False) -> Rows:
+    """One system on one task by every protocol."""
+    found, judged = read_task(contest_of(study, cohort, task, trained), reader)
+    rows = complete(about, found)
+    summaries = [row for row in rows if row["split"] in (MEAN, SUMMARY, PERMUTED) and row["group"] == "all"]
+    scores = _score_rows(study, cohort, task, {**about, "protocol": protocol_of(trained)}, judged)
+    return Rows(summaries, rows, scores, [])
 
 
-def _without_bold(study: Study, cohort: Cohort) -> Iterator[Rows]:
-    named = study.datasets[cohort.dataset].confounds
-    confounds = _about(cohort, system_columns(baselines.CONFOUNDS))
-    for task in cohort.tasks:
-        yield _label(study, cohort, task, confounds, baselines.confound_features(cohort, named, task.name))
-    nothing_RD = baselines.no_features(len(cohort.runs))
-    chance = _about(cohort, system_columns(baselines.CHANCE))
-    yield _read_out(study, cohort, chance, RunFeatures(nothing_RD, nothing_RD[:, None]))
-
-
-def _read_out(study: Study, cohort: Cohort, about: Row, features: RunFeatures) -> Rows:
-    """All that is read from one system's features of runs: every label, and identity."""
+def read_features(study: Study, cohort: Cohort, about: Row, features: RunFeatures) -> Rows:
+    """All that is read from one encoder's features of runs: every label, and identity."""
     person_ND = cohort.per_person(features.full_RD)
-    labels = [_label(study, cohort, task, about, person_ND) for task in cohort.tasks]
-    return _merge([*labels, _identity(study, cohort, about, features.short_RKD)])
+    parts = []
+    for task in cohort.tasks:
+        features_MD = person_ND[task.rows_M]
+        if np.isfinite(features_MD).all():
+            harmonise = harmonisation(study, cohort, task)
+            reader = linear_reader(features_MD, task.families_M, study.evaluate.penalties, task.kind, harmonise)
+            parts.append(read(study, cohort, task, about, reader))
+        else:
+            gaps = complete(about, missing_rows(task, protocol_of(False)))
+            parts.append(Rows(gaps, gaps, [], []))
+    return merge([*parts, read_identity(study, cohort, about, features.short_RKD)])
 
 
-def _label(study: Study, cohort: Cohort, task: Task, about: Row, person_ND: np.ndarray) -> Rows:
-    features_MD = person_ND[task.rows_M]
-    if about["architecture"] and not np.isfinite(features_MD).all():
-        gaps = _complete(about, missing_rows(task.name, ("auroc", "balanced_accuracy"), len(features_MD)))
-        return Rows(gaps, gaps, [])
-    found, score_M = label_rows(features_MD, task, study.evaluate)
-    rows = _complete(about, found)
-    summaries = [row for row in rows if row["split"] in (SUMMARY, PERMUTED)]
-    return Rows(summaries, rows, _score_rows(study, cohort, task, about, score_M))
-
-
-def _identity(study: Study, cohort: Cohort, about: Row, short_RKD: np.ndarray) -> Rows:
-    """Identity across sessions; no rows where fewer than two people have two."""
+def read_identity(study: Study, cohort: Cohort, about: Row, short_RKD: np.ndarray) -> Rows:
+    """Identity across sessions; no rows where fewer than two people have two, nor of a state."""
     (first, second), person_M = cohort.session_pairs()
-    if len(person_M) < 2:
-        return Rows([], [], [])
+    if len(person_M) < 2 or len(cohort.members) > 1:
+        return Rows([], [], [], [])
     if np.isfinite(short_RKD).all():
         families_M = cohort.people["family"].to_numpy()[person_M]
         found = identity_rows(short_RKD[first], short_RKD[second], families_M, study.evaluate, cohort.key)
     else:
-        found = missing_rows("identity", tuple(UNITS), len(person_M))
-    return Rows(_complete(about, found), [], [])
+        found = missing_identity(len(person_M))
+    return Rows(complete(about, found), [], [], [])
 
 
-def _complete(about: Row, rows: Iterable[Row]) -> list[Row]:
-    return [{**about, "unit": UNITS.get(row["metric"], "1"), **row} for row in rows]
+def contest_of(study: Study, cohort: Cohort, task: Task, trained: bool) -> Contest:
+    """What a system is put to on a task."""
+    confounds_MD = confound_features(cohort, task)
+    return Contest(task, study.evaluate, protocol_of(trained), cohort.known(task), confounds_MD)
 
 
-def _score_rows(study: Study, cohort: Cohort, task: Task, about: Row, score_M: np.ndarray) -> list[Row]:
+def task_rows(study: Study, cohorts: Sequence[Cohort], evaluation_set: str | Path) -> Iterator[Row]:
+    """What every protocol is run on: people, splits and their hashes, the tuning budget, what could be found."""
+    settings, chosen = study.evaluate, read_json(evaluation_set)["hash"]
+    for cohort in cohorts:
+        for task in cohort.tasks:
+            positive = int(task.labels_M.sum())
+            negative = len(task.labels_M) - positive
+            numbers = {"n": len(task.target_M), "families": len(np.unique(task.families_M)), "positive": positive}
+            numbers |= {"negative": negative, "tuning": settings.tuning}
+            found = minimal_detectable_difference(positive, negative) if task.kind == "classes" else np.nan
+            for name in settings.protocols:
+                if name == "trained" and not learns(study, task):
+                    continue
+                of_protocol = _splits(study, task, name)
+                yield {
+                    **{"dataset": cohort.dataset, "task": task.name, "protocol": PROTOCOLS[name], "kind": task.kind},
+                    **{"splits": of_protocol[0], "splits_hash": of_protocol[1], "evaluation_hash": chosen},
+                    **{"detectable": found, "simulated": cohort.simulated, **numbers},
+                }
+
+
+def _splits(study: Study, task: Task, protocol: str) -> tuple[int, str]:
+    """How many splits a protocol has, and their hash."""
+    settings = study.evaluate
+    if protocol == "trained":
+        task = task._replace(parts_SM=task.parts_SM[: settings.declared_splits])
+    elif protocol == "leave_site_out":
+        parts = leave_site_out(task.labels_M, task.families_M, task.site_M, settings.validation, task.key)
+        task = task._replace(parts_SM=np.array([*parts.values()]))
+    elif protocol == "low_shot":
+        return settings.low_shot_draws, ""
+    return len(task.parts_SM), task.splits_hash
+
+
+def _score_rows(study: Study, cohort: Cohort, task: Task, about: Row, judged: Judged) -> list[Row]:
     shared = {name: value for name, value in about.items() if name in SCORES_SCHEMA.names}
-    people = zip(cohort.people.index[task.rows_M], task.families_M, task.labels_M, score_M, strict=True)
+    said_M = judged.probability_M if task.kind == "classes" else np.full(len(task.target_M), np.nan)
+    subjects = cohort.people.index[task.rows_M]
+    people = zip(subjects, task.families_M, task.target_M, judged.score_M, said_M, strict=True)
     return [
         {
             **shared,
             "task": task.name,
             "person": hidden_name(study, cohort.dataset, subject),
             "family": hidden_name(study, cohort.dataset, f"family/{family}"),
-            "label": int(label),
+            "label": float(label),
             "score": float(score),
+            "probability": float(said),
         }
-        for subject, family, label, score in people
+        for subject, family, label, score, said in people
         if np.isfinite(score)
     ]
 
 
-def _merge(parts: Iterable[Rows]) -> Rows:
+def merge(parts: Iterable[Rows]) -> Rows:
+    """One set of rows."""
     return Rows(*([*chain.from_iterable(lists)] for lists in zip(*parts, strict=True)))
 
 
-def _write(
+def write(
     study: Study,
-    parts: list[Rows],
-    cohorts: list[Cohort],
+    rows: Rows,
+    cohorts: Sequence[Cohort],
     probe_out: str | Path,
     benchmark_out: str | Path,
-    files: dict[str, str | Path],
+    files: Mapping[str, str | Path],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The three tables, with the protocol, the hash of each task's splits and the exclusions in their record."""
-    rows = _merge([Rows([], [], []), *parts])
-    record = provenance("benchmark", VERSIONS["benchmark"], study.evaluate.model_dump(), files)
-    record["protocol"] = PROTOCOL
+    """The tables, with the protocols, the hash of each task's splits and what was resampled in their record."""
+    record = provenance("benchmark", VERSIONS["benchmark"], study.evaluate.model_dump(), dict(files))
+    record["protocols"] = [PROTOCOLS[name] for name in study.evaluate.protocols]
     record["splits"] = {f"{each.dataset}/{task.name}": task.splits_hash for each in cohorts for task in each.tasks}
     record["people"] = {each.dataset: len(each.people) for each in cohorts}
     record["people_without_runs"] = {each.dataset: len(each.excluded) for each in cohorts}
+    record |= more or {}
+    beside = Path(benchmark_out)
     for path, found, schema in (
-        (Path(benchmark_out).with_name("scores.parquet"), rows.scores, SCORES_SCHEMA),
-        (probe_out, rows.probe, RESULT_SCHEMA),
-        (benchmark_out, rows.benchmark, RESULT_SCHEMA),
+        (beside.with_name("tasks.parquet"), rows.tasks, TASKS_SCHEMA),
+        (beside.with_name("scores.parquet"), rows.scores, SCORES_SCHEMA),
+        (probe_out, [{name: row[name] for name in RESULT_SCHEMA.names} for row in rows.probe], RESULT_SCHEMA),
+        (beside, rows.benchmark, BENCHMARK_SCHEMA),
     ):
-        write_table(path, pd.DataFrame(found, columns=schema.names), schema, record)
+        if found or schema is not TASKS_SCHEMA:
+            write_table(path, pd.DataFrame(found, columns=schema.names), schema, record)

@@ -1,7 +1,8 @@
-"""Figure 4. The benchmark: every encoder, every simple system and every control, each task, all people and few."""
+"""Figure 4. The benchmark: every encoder, network, simple system and control on each task, and how far to trust it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,194 +12,180 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.config import Study
-from pipeline.evaluate.statistics import holm
+from pipeline.evaluate.comparison import ROLES, SIGNIFICANT
+from pipeline.evaluate.lines import GROUPS
+from pipeline.evaluate.protocols import FROZEN, LEAVE_SITE_OUT, LOW_SHOT, TRAINED
+from pipeline.figures import benchmark_panels as panels
 from pipeline.figures import style
-from pipeline.figures.select import auroc_difference, best_cells, numbers, pick, records, rows_of
-from pipeline.grid import Cell, block_cells
+from pipeline.figures.benchmark_forest import forest
+from pipeline.figures.benchmark_view import TABLES, TaskView, View
+from pipeline.figures.select import pick
 
-TABLES = ("benchmark", "scores", "pretrain")
-REFERENCE = "connectome_logistic"
-SIGNIFICANT = 0.05  # after Holm
-LABELS = {
-    REFERENCE: "connectome + logistic",
-    "time_averaged": "mean image by parcel + logistic",
-    "temporal_sd": "temporal SD + logistic",
-    "confounds": "confounds only",
-    "chance": "chance",
-}
+__all__ = ["TABLES", "draw"]
+
+LINE_INCHES, PANEL_INCHES, GROUP_INCHES = 0.168, 2.2, 0.145
+LABEL_INCHES, FOREST_INCHES, SMALL_INCHES = 2.6, 1.95, 2.4
 
 
-class System(NamedTuple):
-    """One line of the benchmark: the cells of an encoder (its seeds), or a system outside the grid."""
+class Panel(NamedTuple):
+    """A question that is asked of every task."""
 
-    label: str
-    look: style.Look
-    kind: str  # trained | control | simple
-    cells: tuple[Cell, ...] = ()
-    slug: str = ""
-
-    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The system's rows of any table."""
-        return pick(table, system=self.slug) if self.slug else rows_of(table, list(self.cells))
+    title: str
+    draw: Callable[[Axes, View, TaskView, str, bool], pd.DataFrame]
+    height: float
 
 
 def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame, str]:
-    """For each task: AUROC of every system with its difference from the connectome; AUROC against labelled people."""
-    benchmark = pick(tables["benchmark"], metric="auroc", fold=-1)
-    lines = systems(study, benchmark, tables["pretrain"])
-    tasks = list(dict.fromkeys(zip(benchmark["dataset"], benchmark["task"], strict=True)))
-    compared = differences(study, tables["scores"], lines, tasks)
-    count, tall = max(1, len(tasks)), 0.21 * len(lines) + 0.6
-    figure, axes = style.sheet(2.4 + 3.9 * count, tall + 3.4, nrows=2, ncols=count, height_ratios=[tall, 2.6])
+    """A forest of all systems a task; with it few labels, calibration, sites and groups, where they were run."""
+    view = View.of(study, tables)
+    asked = _panels(view)
+    figure, axes = _sheet(view, asked)
     plotted = []
-    for place, (dataset, task) in enumerate(tasks):
-        rows, names = pick(benchmark, dataset=dataset, task=task), (chr(65 + place), chr(65 + count + place))
-        marks = pick(compared, dataset=dataset, task=task)
-        plotted.append(_all_people(axes[0, place], rows, lines, marks, names[0], f"{task}, {dataset}"))
-        plotted.append(_few_people(axes[1, place], study, rows, lines, names[1], f"{task}, few labelled people"))
-        if place:
-            axes[0, place].set_yticklabels([])
-    if not tasks:
-        style.nothing(axes[0, 0], "no task with labels")
-        style.nothing(axes[1, 0], "")
-    style.headline(figure, "Figure 4. Benchmark of frozen encoders", benchmark["simulated"])
-    style.key(figure, _key(study), 4)
-    caption = style.caption(_caption(study, compared), benchmark["simulated"])
+    for place, task in enumerate(view.tasks):
+        plotted.append(forest(axes[0][place], view, task, "A", place == 0))
+        for number, panel in enumerate(asked, start=1):
+            plotted.append(panel.draw(axes[number][place], view, task, chr(65 + number), place == 0))
+    _titles(view, asked, axes)
+    if not view.tasks:
+        style.nothing(axes[0][0], "no task with labels")
+    style.headline(figure, "Figure 4. The benchmark", view.simulated)
+    style.key(figure, _key(view), max(2, int(figure.get_figwidth() // 3.3)))
+    compared = _compared(tables["comparisons"])
+    caption = style.caption(_caption(view, asked, tables["comparisons"]), view.simulated)
     return figure, pd.concat([*plotted, compared], ignore_index=True), caption
 
 
-def systems(study: Study, benchmark: pd.DataFrame, pretrain: pd.DataFrame) -> list[System]:
-    """Encoders from large to small, the best N x T, untrained and shuffled controls, simple systems, chance."""
-    lines, controls = [], []
-    for name, look in style.looks(study).items():
-        trained = [cell for cell in block_cells(study, "scaling") if cell.architecture == name]
-        most = max(((cell.subjects, cell.frames) for cell in trained), default=(0, 0))
-        for size in reversed(study.architectures[name].sizes):
-            cells = tuple(cell for cell in trained if cell.size == size and (cell.subjects, cell.frames) == most)
-            lines += [System(f"{look.label}, {size}", look, "trained", cells)] if cells else []
-        if best := best_cells(study, "iso_tokens", pretrain, name):
-            told = f"{look.label}, {best[0].size}, best N × T ({best[0].subjects} × {best[0].frames})"
-            lines.append(System(told, look, "trained", tuple(best)))
-        random = tuple(cell for cell in block_cells(study, "random_weights") if cell.architecture == name)
-        controls += [System(f"{look.label}, random weights", look, "control", random)] if random else []
-        shuffled = f"{name}_time_shuffled"
-        if shuffled in set(benchmark["system"]):
-            controls.append(System(f"{look.label}, frames shuffled", look, "control", slug=shuffled))
-    plain = style.Look("simple", style.INK, "d")
-    outside = pick(benchmark, architecture="")["system"].unique()
-    simple = [System(LABELS.get(slug, slug.replace("_", " ")), plain, "simple", slug=slug) for slug in outside]
-    return [*lines, *controls, *sorted(simple, key=lambda line: line.slug == "chance")]
-
-
-def differences(study: Study, scores: pd.DataFrame, lines: list[System], tasks: list[tuple[str, str]]) -> pd.DataFrame:
-    """AUROC of each system minus the connectome's, paired over people; Holm over every row of the figure."""
-    out = []
-    for dataset, task in tasks:
-        here = pick(scores, dataset=dataset, task=task)
-        reference = pick(here, system=REFERENCE)
-        for line in lines:
-            ours = line.rows(here)
-            if line.slug in (REFERENCE, "chance") or ours.empty or reference.empty:
-                continue
-            difference, low, high, p_value, n = auroc_difference(ours, reference, study)
-            named = {"panel": "difference", "system": line.label, "dataset": dataset, "task": task, "n": n}
-            out.append(
-                {**named, "y_is": f"AUROC - {REFERENCE}", "y": difference, "low": low, "high": high, "p": p_value}
-            )
-    table = pd.DataFrame(out, columns=["panel", "system", "dataset", "task", "n", "y_is", "y", "low", "high", "p"])
-    return table.assign(p_holm=holm(table["p"].to_numpy(dtype=float)))
-
-
-def _all_people(
-    axes: Axes, rows: pd.DataFrame, lines: list[System], marks: pd.DataFrame, letter: str, title: str
-) -> pd.DataFrame:
-    rows, shown = pick(rows, split="oof"), []
-    style.letter(axes, letter, f"{title} (n = {int(rows['n'].max())})")
-    for place, line in enumerate(lines):
-        part = line.rows(rows)
-        style.forest(axes, place, part, line.look, "white" if line.kind == "control" else None)
-        _mark(axes, place, pick(marks, system=line.label))
-        shown.append(numbers(letter, part, "fold", "value", "low", "high", "n").assign(x_is=line.label))
-    style.forest_rows(axes, [line.label for line in lines])
-    axes.axvline(0.5, color=style.GREY, ls="--", lw=1)
-    reference = pick(rows, system=REFERENCE)["value"]
-    axes.axvline(reference.mean(), color=style.INK, ls="-.", lw=1)
-    axes.set_xlabel("AUROC")
-    return pd.concat(shown)
-
-
-def _mark(axes: Axes, place: int, difference: pd.DataFrame) -> None:
-    """At the right: is the system above or below the connectome beyond chance, after Holm?"""
-    for row in records(difference):
-        if row["p_holm"] >= SIGNIFICANT or np.isnan(row["p_holm"]):
-            continue
-        text = "▲" if row["y"] > 0 else "▼"
-        axes.text(1.015, place, text, transform=axes.get_yaxis_transform(), ha="left", va="center", fontsize=7.5)
-
-
-def _few_people(
-    axes: Axes, study: Study, rows: pd.DataFrame, lines: list[System], letter: str, title: str
-) -> pd.DataFrame:
-    """AUROC against labelled people a class, and with all, for the systems that a reader would compare."""
-    style.letter(axes, letter, title)
-    shots, shown = study.evaluate.low_shot, []
-    splits = [*(f"low-shot-{shot}" for shot in shots), "oof"]
-    chosen = _chosen(study, lines)
-    for rank, (line, drawn) in enumerate(chosen):
-        part = line.rows(pick(rows, split=splits))
-        part = part.assign(place=part["split"].map(splits.index))
-        mean = part.groupby("place")[["value", "low", "high"]].mean()  # of seeds; the interval is that over people
-        bars = style.spread(mean["value"], mean["low"], mean["high"])
-        at = mean.index + 0.06 * (rank - (len(chosen) - 1) / 2)
-        axes.errorbar(at, mean["value"], yerr=bars, color=line.look.colour, ms=4.5, elinewidth=0.9, **drawn)
-        shown.append(numbers(letter, part, "place", "value", "low", "high", "n").assign(x_is=line.label))
-    axes.axhline(0.5, color=style.GREY, ls="--", lw=1)
-    axes.set_xticks(range(len(splits)), [*map(str, shots), "all"])
-    axes.set(xlabel="labelled people a class", ylabel="AUROC")
-    return pd.concat(shown) if shown else pd.DataFrame()
-
-
-def _chosen(study: Study, lines: list[System]) -> list[tuple[System, dict[str, Any]]]:
-    """The largest size of each architecture, its untrained control, the connectome and the confounds."""
-    chosen: list[tuple[System, dict[str, Any]]] = []
-    for look in style.looks(study).values():
-        ours = [line for line in lines if line.look == look]
-        chosen += [(line, {"marker": look.marker, "ls": "-"}) for line in ours if line.kind == "trained"][:1]
-        chosen += [
-            (line, {"marker": look.marker, "mfc": "white", "ls": ":"}) for line in ours if "random" in line.label
-        ]
-    kinds: dict[str, dict[str, Any]] = {
-        REFERENCE: {"marker": "d", "ls": "-."},
-        "confounds": {"marker": ".", "ls": (0, (1, 1))},
-    }
-    return chosen + [(line, kinds[line.slug]) for line in lines if line.slug in kinds]
-
-
-def _key(study: Study) -> list[Any]:
-    known = style.looks(study).values()
-    return [
-        *(Line2D([], [], color=x.colour, marker=x.marker, ms=5, label=x.label) for x in known),
-        *(
-            Line2D([], [], color=x.colour, marker=x.marker, mfc="white", ls=":", label=f"{x.label}, random")
-            for x in known
-        ),
-        Line2D([], [], color=style.INK, marker="d", ls="-.", label="connectome + logistic"),
-        Line2D([], [], color=style.INK, marker=".", ls=(0, (1, 1)), label="confounds only"),
-        Line2D([], [], color=style.GREY, ls="--", label="chance"),
-        Line2D([], [], color="none", label="▲ ▼ above, below the connectome (Holm)"),
+def _panels(view: View) -> list[Panel]:
+    """Those that anything was run for."""
+    most = max((len(panels.group_names(task)) for task in view.tasks), default=0)
+    asked = [
+        (panels.has_low_shot(view), Panel("Few labelled people", panels.low_shot, PANEL_INCHES)),
+        (panels.has_calibration(view), Panel("Calibration", panels.calibration, PANEL_INCHES)),
+        (panels.has_sites(view), Panel("Sites", panels.sites, 0.8 + 1.3 * GROUP_INCHES * len(view.highlights))),
+        (most > 0, Panel("Groups of people", panels.groups, 0.8 + GROUP_INCHES * most)),
     ]
+    return [panel for there, panel in asked if there]
 
 
-def _caption(study: Study, compared: pd.DataFrame) -> str:
-    above = int(((compared["p_holm"] < SIGNIFICANT) & (compared["y"] > 0)).sum())
-    below = int(((compared["p_holm"] < SIGNIFICANT) & (compared["y"] < 0)).sum())
+def _sheet(view: View, asked: list[Panel]) -> tuple[Figure, list[list[Axes]]]:
+    """Axes by question and task. Up to two tasks: the forest at the left and the rest beside it; more: below it.
+
+    Each question has a part of the figure of its own, because words beside its panels need other room.
+    """
+    count, heights = max(1, len(view.tasks)), [panel.height for panel in asked]
+    tall = LINE_INCHES * (len(view.lines) + len(GROUPS)) + 0.7
+    if _beside(view) and asked:
+        wide = [LABEL_INCHES + count * (FOREST_INCHES + 0.6), 1.1 + count * SMALL_INCHES]
+        figure = style.blank(sum(wide), max(tall, sum(heights)) + 2.0)
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=wide)[0]
+        parts = [left, *right.subfigures(len(asked), 1, squeeze=False, height_ratios=heights)[:, 0]]
+    else:
+        figure = style.blank(LABEL_INCHES + FOREST_INCHES * count, tall + sum(heights) + 2.0)
+        parts = [*figure.subfigures(len(asked) + 1, 1, squeeze=False, height_ratios=[tall, *heights])[:, 0]]
+    return figure, [list(part.subplots(1, count, squeeze=False)[0]) for part in parts]
+
+
+def _beside(view: View) -> bool:
+    return len(view.tasks) <= 2
+
+
+def _titles(view: View, asked: list[Panel], axes: list[list[Axes]]) -> None:
+    """Tasks and their people over the forests; over other panels the letter and question once, and the task."""
+    several = len({task.task for task in view.tasks}) < len(view.tasks)
+    for place, task in enumerate(view.tasks):
+        head = "$\\bf{A}$  " if place == 0 else ""
+        axes[0][place].set_title(f"{head}{task.task}, {task.dataset}\n{task.people}", pad=7, fontsize=8.5)
+        name = f"{task.task}, {task.dataset}" if several else task.task
+        for number, panel in enumerate(asked, start=1):
+            question = f"$\\bf{{{chr(65 + number)}}}$  {panel.title}" if place == 0 else ""
+            told = [question, name if len(view.tasks) > 1 else ""]
+            axes[number][place].set_title(": ".join(filter(None, told)), pad=5, fontsize=8.5)
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _key(view: View) -> list[Any]:
+    curves = [Line2D([], [], **panels.curve_style(view, line), ms=4.5, label=line.label) for line in view.highlights]
+    blank: dict[str, Any] = {"color": "none"}
+    site: dict[str, Any] = {"color": style.INK, "ls": "none"}
+    words = [
+        Line2D([], [], color=style.GREY, ls="--", lw=0.9, label="chance"),
+        Line2D([], [], color=style.INK, ls="-.", lw=0.9, label="A: best simple system of the task (★)"),
+        Line2D([], [], **blank, label="A: ▲ ▼ above, below the best simple system (Holm)"),
+        Line2D([], [], **blank, label="A: △ ▽ above, below the connectome (Holm)"),
+        Line2D([], [], **blank, label="A, right: AUROC gained over confounds; bold: interval above 0"),
+    ]
+    if any(view.is_trained(line) for line in view.lines):
+        words.append(Line2D([], [], **blank, label="† learns from labels itself; declared splits"))
+    if panels.has_sites(view):
+        words.append(Line2D([], [], **site, marker="o", ms=4.5, label="sites: random splits"))
+        words.append(Line2D([], [], **site, marker="s", mfc="white", ms=4.5, label="sites: left out of training"))
+        words.append(Line2D([], [], **site, marker="|", ms=7, mew=1.6, label="sites: pairs of one site"))
+    return [*curves, *words]
+
+
+def _compared(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons in the columns of the other numbers."""
+    named = comparisons.rename(columns={"difference": "y"}).drop(columns=["draw", "seed"])
+    return named.assign(panel="A, differences", y_is="difference of " + named["metric"], x_is=named["role"])
+
+
+def _caption(view: View, asked: list[Panel], comparisons: pd.DataFrame) -> str:
+    settings, splits = view.study.evaluate, view.declared
+    parts = f"{1 - settings.test - settings.validation:.0%}, {settings.validation:.0%}, {settings.test:.0%}"
+    words = [
+        f"Figure 4. Benchmark of {len(view.lines)} systems on {len(view.tasks)} task{'s' * (len(view.tasks) != 1)}.",
+        f"(A) Mean over splits with its {settings.confidence:.0%} interval (bootstrap over families of tested people); "
+        "ticks: seeds or draws; open: controls.",
+        f"Protocol {FROZEN}: {splits.get(FROZEN, settings.splits)} stratified splits {parts} (training, validation, "
+        "test), no family divided, the same for every system.",
+    ]
+    if TRAINED in splits:
+        words.append(f"†: {TRAINED}, the first {splits[TRAINED]} of these splits.")
+    tuning = max((int(task.about["tuning"]) for task in view.tasks), default=settings.tuning)
+    words += [f"Every system may try {tuning} settings.", _people(view), _tests(comparisons)]
+    words += [ASKED[panel.title].format(letter=chr(66 + place), draws=settings.low_shot_draws)
+              for place, panel in enumerate(asked)]  # fmt: skip
+    words.append("Best N × T: by held-out reconstruction, without labels. A gap: the system does not apply, or failed.")
+    return " ".join(filter(None, words))
+
+
+ASKED = {
+    "Few labelled people": f"({{letter}}) {LOW_SHOT}: {{draws}} draws of labelled people, the same for every system; "
+    "the largest encoders and the best of each other kind.",
+    "Calibration": "({letter}) Share of positive people against predicted probability, bins of equally many people.",
+    "Sites": f"({{letter}}) Random splits; {LEAVE_SITE_OUT}; and averaged scores over pairs of people of one site.",
+    "Groups of people": "({letter}) Averaged scores of the best encoder and the best simple system in groups (people).",
+}
+
+
+def _people(view: View) -> str:
+    """Who is in each task, and what could be found with them."""
+    told = []
+    for task in view.tasks:
+        least = task.about["detectable"]
+        found = f"; .{round(1000 * least):03d}" if np.isfinite(least) else ""
+        told.append(f"{task.task} of {task.dataset} {task.people.replace(' people:', ' (')}{found})".replace("( ", "("))
+    if not told:
+        return ""
+    what = "classes; smallest difference of two AUROCs found in four of five repeats at p < .05"
+    return f"People ({what}): {', '.join(told)}."
+
+
+def _tests(comparisons: pd.DataFrame) -> str:
+    """Each role's family and what it left."""
+    told = []
+    for role in ROLES:
+        rows = pick(comparisons, role=role)
+        for family, part in rows.groupby("family", sort=False):
+            sure = part[part["p_holm"] < SIGNIFICANT]
+            above, below = int((sure["difference"] > 0).sum()), int((sure["difference"] < 0).sum())
+            told.append(f"{family} ({above} above, {below} below)")
+    if not told:
+        return "Nothing could be compared."
     return (
-        "Figure 4. AUROC of frozen encoders and of simple systems, out of fold over "
-        f"{study.evaluate.splits} stratified splits grouped by family (train, validation, test: "
-        f"{1 - study.evaluate.test - study.evaluate.validation:.0%}, {study.evaluate.validation:.0%}, "
-        f"{study.evaluate.test:.0%}), L2 logistic with its strength chosen inside the training part. Bars: "
-        f"{study.evaluate.confidence:.0%} bootstrap intervals over families; one point a seed or draw; open: controls. "
-        f"Triangles: paired difference from the connectome (bootstrap over families, Holm over the {len(compared)} "
-        f"comparisons of the figure; {above} above, {below} below). Lower panels: labelled people a class, the same "
-        "draws for every system. 'best N x T' is chosen by held-out reconstruction, without labels."
+        "Triangles: mean difference over the splits that both systems ran, corrected t test of Nadeau and Bengio; "
+        f"{'; '.join(told)}. The best simple system and the best peer are chosen on the same data: 'above' errs on the "
+        "safe side, 'below' does not."
     )

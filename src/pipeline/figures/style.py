@@ -65,15 +65,20 @@ class Look:
 def looks(study: Study) -> dict[str, Look]:
     """The look of each architecture, by its place in the configuration."""
     return {
-        name: Look(architecture.label, ARCHITECTURE_COLOURS[place % 6], ARCHITECTURE_MARKERS[place % 6])
+        name: Look(architecture.label, ARCHITECTURE_COLOURS[place % 6], ARCHITECTURE_MARKERS[(place + place // 6) % 6])
         for place, (name, architecture) in enumerate(study.architectures.items())
     }
 
 
+def blank(width: float, height: float) -> Figure:
+    """An empty figure (inches) whose panels make room for each other's words."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.05)
+    return Figure(figsize=(width, height), layout=layout)
+
+
 def sheet(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
     """An empty figure of panels (inches) in our style; `grid` goes to `Figure.subplots`."""
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = blank(width, height)
     axes = figure.subplots(squeeze=False, **grid)
     return figure, axes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 _CARD = """# {architecture}, size {size}
 
-An encoder of resting-state BOLD, pretrained without labels; objective: {objective}. Licence: Apache-2.0.
+An encoder of resting-state BOLD, pretrained without labels; objective: {objective}. Licence: {licence}.
 
 ## Data contract
 Inputs that differ from this mean nothing to the encoder, and the readers of this project refuse them.
@@ -39,7 +39,10 @@ _COLUMNS = {
 }
 
 
-def model_card(summary: Mapping[str, Any], context_frames: int) -> str:
+UNRELEASED = "Apache-2.0 for the code; the weights get theirs when they are released (docs/release.md)"
+
+
+def model_card(summary: Mapping[str, Any], context_frames: int, licence: str = UNRELEASED) -> str:
     """Markdown that says what the weights are, what they may be fed, and how good they are."""
     contract = "\n".join(f"- {field}: {value}" for field, value in summary["contract"].items())
     numbers = {name: math.nan if value is None else value for name, value in summary.items()}
@@ -51,4 +54,5 @@ def model_card(summary: Mapping[str, Any], context_frames: int) -> str:
     how = {name: recipe[name] for name in ("optimiser", "schedule", "precision")}
     how["which_weights"] = "the last weights" if ema is None else f"a moving average of the weights (ema {ema})"
     more = {"contract": contract, "context_frames": context_frames, "trained_on": trained_on, "columns": columns}
+    more["licence"] = licence
     return _CARD.format(**{**numbers, **more, **how})

@@ -16,9 +16,12 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.config import Study
+from pipeline.evaluate.comparison import HEADLINE
+from pipeline.evaluate.paired import people_difference
+from pipeline.evaluate.protocols import FROZEN, LOW_SHOT, TRAINED
 from pipeline.evaluate.statistics import holm
 from pipeline.figures.figure2 import PANELS
-from pipeline.figures.select import auroc_difference, block_rows, done, mean_interval, pick, rows_of
+from pipeline.figures.select import block_rows, done, mean_interval, pick, rows_of
 from pipeline.grid import RANDOM, Cell, evaluated_cells, largest
 
 Tables = dict[str, pd.DataFrame]
@@ -164,31 +167,39 @@ def _condition(rows: pd.DataFrame) -> str:
 
 
 def compare_systems(study: Study, tables: Tables, *, model: str, against: str, task: str = "each") -> Estimates:
-    """AUROC of the largest encoder (mean over seeds) minus another system's, paired over people; Holm over tasks.
+    """The headline metric of the largest encoder (mean over seeds) minus another system's, paired over people.
 
-    `against` is a system's slug or a model; `task` a label of the study or "each".
+    `against` is a system's slug or a model; `task` a label of the study or "each". Scores that were averaged over other
+    splits are not compared. Holm over tasks.
     """
     test, found = "paired bootstrap over families, Holm over tasks", []
-    for dataset, label, scores in _tasks(tables["scores"], task):
+    for name, dataset, label, scores in _tasks(pick(tables["scores"], protocol=(FROZEN, TRAINED)), task):
         ours, other = _largest_rows(study, model, scores), _system_rows(study, against, scores)
         where = f"scores: {label} of {dataset}, largest {model} minus {against}"
-        if ours.empty or other.empty:
-            found.append((label, _nothing(test, where, f"no scores of {model if ours.empty else against}")))
+        if ours.empty or other.empty or set(ours["protocol"]) != set(other["protocol"]):
+            absent = model if ours.empty else against
+            told = f"no scores of {absent}" if ours.empty or other.empty else f"{against} ran on other splits"
+            found.append((name, _nothing(test, where, told)))
             continue
-        effect, low, high, p_value, n = auroc_difference(ours, other, study)
-        simulated = _any_simulated(scores)
-        found.append((label, Estimate(effect, low, high, n, test, where, p_value, simulated=simulated)))
+        of_task = pick(tables["benchmark"], dataset=dataset, task=label, metric=tuple(HEADLINE.values()))
+        difference = people_difference(ours, other, study, of_task["metric"].iloc[0])
+        effect, low, high, p_value, n = difference
+        found.append((name, Estimate(effect, low, high, n, test, where, p_value, simulated=_any_simulated(scores))))
     if not found:
         yield "", _nothing(test, "scores", f"no scores of task '{task}'")
     adjusted = holm(np.array([estimate.p_value for _, estimate in found]))
-    for (label, estimate), p_value in zip(found, adjusted, strict=True):
-        yield label, Estimate(**{**vars(estimate), "p_value": float(p_value)})
+    for (name, estimate), p_value in zip(found, adjusted, strict=True):
+        yield name, Estimate(**{**vars(estimate), "p_value": float(p_value)})
 
 
-def _tasks(table: pd.DataFrame, task: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    for (dataset, label), rows in table.groupby(["dataset", "task"], sort=False):
+def _tasks(table: pd.DataFrame, task: str) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Name of an estimate, data set, task and its rows; the name tells the data set where several have such a task."""
+    pairs = list(dict.fromkeys(zip(table["dataset"], table["task"], strict=True)))
+    labels = [label for _, label in pairs]
+    for dataset, label in pairs:
         if task in ("each", label) and label != "identity":
-            yield str(dataset), str(label), rows
+            name = f"{label}, {dataset}" if labels.count(label) > 1 else label
+            yield name, dataset, label, pick(table, dataset=dataset, task=label)
 
 
 def _largest_rows(study: Study, model: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -209,13 +220,13 @@ def few_shot_difference(study: Study, tables: Tables, *, model: str, against: st
     """
     test = "difference of two intervals, root of summed squares"
     split = f"low-shot-{min(study.evaluate.low_shot)}"
-    table, shown = pick(tables["benchmark"], split=split, metric="auroc"), False
-    for dataset, label, rows in _tasks(table, task):
+    table, shown = pick(tables["benchmark"], protocol=LOW_SHOT, split=split, metric="auroc"), False
+    for name, dataset, label, rows in _tasks(table, task):
         shown = True
         where = f"benchmark: {label} of {dataset}, {split}, largest {model} minus {against}"
         ours, other = _largest_rows(study, model, rows), _system_rows(study, against, rows)
         if ours.empty or other.empty:
-            yield label, _nothing(test, where, f"no row of {model if ours.empty else against}")
+            yield name, _nothing(test, where, f"no row of {model if ours.empty else against}")
             continue
         a, b = (part[["value", "low", "high"]].mean() for part in (ours, other))
         effect = a["value"] - b["value"]
@@ -224,7 +235,7 @@ def few_shot_difference(study: Study, tables: Tables, *, model: str, against: st
             np.hypot(a["high"] - a["value"], b["value"] - b["low"]),
         )
         n, simulated = int(ours["n"].min()), _any_simulated(ours)
-        yield label, Estimate(effect, effect - below, effect + above, n, test, where, simulated=simulated)
+        yield name, Estimate(effect, effect - below, effect + above, n, test, where, simulated=simulated)
     if not shown:
         yield "", _nothing(test, "benchmark", f"no rows of task '{task}' with few labelled people")
 

@@ -14,16 +14,16 @@ from pipeline.artefact import code_version, read_table, write_text
 from pipeline.config import Study, dump_study
 from pipeline.errors import InputError
 from pipeline.figures import NUMBERS
-from pipeline.figures.figure4 import REFERENCE, differences, systems
-from pipeline.figures.select import block_rows, pick, records
+from pipeline.figures.select import block_rows, records
 from pipeline.grid import Block, all_cells
+from pipeline.report.benchmark import benchmark_section
 from pipeline.report.losses import dataset_losses, quality_tables
 from pipeline.report.provenance import table_records
 from pipeline.report.truths import PERSON, required
 from pipeline.tables import VALIDATION_CONFIDENCE
 
 TEMPLATE = "report.html"
-TABLES = ("pretrain", "benchmark", "scores", "claims", "losses")
+TABLES = ("pretrain", "benchmark", "scores", "tasks", "comparisons", "claims", "losses")
 DASH = "–"
 
 
@@ -46,7 +46,7 @@ def write_report(study: Study, results_folder: Path, output: Path) -> None:
         "truths": _truths(read_table(truths)) if truths.exists() else [],
         "claims": records(tables["claims"]),
         "tally": tables["claims"]["verdict"].value_counts().to_dict(),
-        "benchmark": benchmark_rows(study, tables),
+        "benchmark": benchmark_section(study, tables),
         "cells": _cell_counts(study, tables["pretrain"]),
         "planned": len(all_cells(study)),
         "datasets": dataset_losses(study, tables["losses"], results_folder),
@@ -64,7 +64,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, interval=interval, thousands=lambda count: f"{count:,}")
+    environment.filters.update(number=number, signed=signed, interval=interval, thousands=lambda count: f"{count:,}")
     return environment
 
 
@@ -73,6 +73,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or not np.isfinite(value):
         return DASH
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign; a dash where there is none."""
+    return DASH if value is None or not np.isfinite(value) else f"{value:+.3f}"
 
 
 def interval(row: dict[str, Any], digits: int = 3) -> str:
@@ -94,25 +99,6 @@ def _figure(png: Path, place: int) -> dict[str, Any]:
 def _truths(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = table[table["truth"] != PERSON]
     return records(rows.assign(required=rows.index.isin(required(rows).index)))
-
-
-def benchmark_rows(study: Study, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """AUROC of each system and task (mean over its seeds), and its paired difference from the connectome."""
-    benchmark = pick(tables["benchmark"], metric="auroc", fold=-1, split="oof")
-    lines = systems(study, benchmark, tables["pretrain"])
-    tasks = list(dict.fromkeys(zip(benchmark["dataset"], benchmark["task"], strict=True)))
-    compared = differences(study, tables["scores"], lines, tasks)
-    rows = []
-    for dataset, task in tasks:
-        here = pick(benchmark, dataset=dataset, task=task)
-        for line in lines:
-            part = line.rows(here)
-            difference = pick(compared, dataset=dataset, task=task, system=line.label)
-            mean = {column: float(part[column].mean()) for column in ("value", "low", "high")}
-            about = {"task": f"{task}, {dataset}", "system": line.label, "reference": line.slug == REFERENCE}
-            counts = {"repeats": len(part), "n": int(part["n"].max()) if len(part) else 0}
-            rows.append({**about, **mean, **counts, "difference": next(iter(records(difference)), None)})
-    return rows
 
 
 def _cell_counts(study: Study, pretrain: pd.DataFrame) -> list[dict[str, Any]]:

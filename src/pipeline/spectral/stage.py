@@ -21,7 +21,7 @@ from pipeline.bold.template import Template, load_template, parcel_means
 from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.grid import Cell, reconstructs
-from pipeline.spectral import surrogates
+from pipeline.spectral import connectivity, surrogates
 from pipeline.spectral.hurst import HurstMethod, hurst_exponent
 from pipeline.spectral.measure import (
     Curve,
@@ -106,20 +106,26 @@ def analyse_cell(
     if masked and reconstructs(study, cell):
         model = as_functions(study, cell, encoder, template)
         contract, people = metadata["contract"], study.spectral.people
-        found += _of_runs(study, cell, model, person_runs(study, manifests, evaluation_set, contract, people, False))
+        runs = person_runs(study, manifests, evaluation_set, contract, people, False)
+        found += _of_runs(study, cell, model, template, runs)
     files = {"encoder": folder / "encoder.safetensors", "evaluation_set": evaluation_set}
     _write(study, found, partial(cell_columns, cell), status, spectral_out, spectra_out, files)
 
 
-def _of_runs(study: Study, cell: Cell, model: Model, runs: Iterable[PersonRun]) -> Found:
+def _of_runs(study: Study, cell: Cell, model: Model, template: Template, runs: Iterable[PersonRun]) -> Found:
     seen: set[str] = set()
+    prints: list[connectivity.Print] = []
     for run in runs:
-        yield from _cell_findings(study, cell.architecture, model, run)
+        made_TV = reconstruct_run(run.bold_TV, model.predict, model.tiling, study.seed)
+        yield from _cell_findings(study, cell.architecture, model, run, made_TV)
+        yield from connectivity.of_run(cell.architecture, run, made_TV, template, _rng(study, run, connectivity.TASK))
+        prints.append(connectivity.take_print(run, made_TV, template))
         if not seen:  # depends on the number of frames alone
             yield from _constant_input(study, cell.architecture, model, run)
         if run.dataset not in seen:  # a third of the encoding, were it done for everybody
             yield from _features(study, cell.architecture, model, run)
         seen.add(run.dataset)
+    yield from connectivity.of_people(cell.architecture, prints)
 
 
 def _raw_findings(study: Study, template: Template, run: PersonRun) -> Found:
@@ -156,10 +162,9 @@ def _finer(study: Study, template: Template, run: PersonRun) -> Found:
         yield _finding(run, "raw", "hurst", f"hurst_parcel_{method}", finite_mean(parcels_P))
 
 
-def _cell_findings(study: Study, architecture: str, model: Model, run: PersonRun) -> Found:
+def _cell_findings(study: Study, architecture: str, model: Model, run: PersonRun, made_TV: np.ndarray) -> Found:
     """A reconstruction beside its own run: R^2, slopes, exponents, their differences, surrogates of equal R^2."""
     comb_hz = _comb(model, run)
-    made_TV = reconstruct_run(run.bold_TV, model.predict, model.tiling, study.seed)
     r2 = finite_mean(voxelwise_r2(run.bold_TV, made_TV))
     yield _finding(run, architecture, "reconstruction", "r2", r2)
 

@@ -30,11 +30,13 @@ class SupervisedObjective:
         do where none is missing.
     mixup : alpha of the Beta distribution by which two clips and their targets are blended in training; 0: not at all.
         Source: Zhang et al. (2018), mixup; BrainNetTF trains with alpha 1.
+    class_weights : of the errors of class 0 and of class 1, where there are two.
     """
 
     learner: Supervised
     target: Target = "binary"
     mixup: float = 0.0
+    class_weights: tuple[float, float] = (1.0, 1.0)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean error over the targets that are known, and the encoder's own loss.
@@ -84,5 +86,9 @@ class SupervisedObjective:
             return -(outputs_BK.log_softmax(1) * target).sum(1)
         outputs = outputs_BK[:, 0] if target.ndim == 1 else outputs_BK
         if self.target == "binary":
-            return functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+            negative, positive = self.class_weights
+            ratio = outputs.new_tensor(positive / negative)
+            return negative * functional.binary_cross_entropy_with_logits(
+                outputs, target, reduction="none", pos_weight=ratio
+            )
         return (outputs - target).square()

@@ -1,0 +1,83 @@
+"""The benchmark's part of the report: what was run on whom, every value, every comparison. All from tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from pipeline.config import Study
+from pipeline.evaluate.comparison import POOLED, ROLES
+from pipeline.evaluate.lines import GROUPS, REFERENCE, Line, pick, records
+from pipeline.evaluate.protocols import MEANING
+from pipeline.figures.benchmark_view import TaskView, View
+from pipeline.losses import EVALUATE
+
+BESIDE = ("balanced_accuracy", "brier", "auroc_gain")  # means over splits beside the headline metric
+
+
+def benchmark_section(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """What the template shows: protocols, tasks, exclusions, lines by task, pooled comparisons, families of tests."""
+    view = View.of(study, tables)
+    comparisons = tables["comparisons"]
+    return {
+        "protocols": _protocols(tables["tasks"]),
+        "tasks": records(tables["tasks"]),
+        "tuning": study.evaluate.tuning,
+        "exclusions": _exclusions(tables["losses"], tables["tasks"]),
+        "lines": [_line(task, line) for task in view.tasks for line in view.lines],
+        "pooled": _pooled(view, comparisons),
+        "families": [family for family in dict.fromkeys(comparisons["family"]) if family],
+    }
+
+
+def _protocols(tasks: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each protocol that was run, and what it means."""
+    return [{"name": name, "meaning": MEANING.get(name, "")} for name in dict.fromkeys(tasks["protocol"])]
+
+
+def _exclusions(losses: pd.DataFrame, tasks: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each task: evaluation people declared, those without a usable run, without its label, and in the task."""
+    rows = []
+    people = losses[(losses["part"] == EVALUATE) & (losses["unit"] == "people")]
+    for dataset, task in dict.fromkeys(zip(tasks["dataset"], tasks["task"], strict=True)):
+        here = pick(people, dataset=dataset)
+        lost = pick(here, outcome="lost")
+        told = "; ".join(f"{fault} {n}" for fault, n in zip(lost["fault"], lost["n"], strict=True))
+        unlabelled = int(pick(here, outcome="unlabelled", fault=task)["n"].sum())
+        declared = int(pick(here, outcome="declared")["n"].sum())
+        n = int(pick(tasks, dataset=dataset, task=task)["n"].max())
+        other = declared - int(lost["n"].sum()) - unlabelled - n
+        about = {"dataset": dataset, "task": task, "declared": declared, "lost": int(lost["n"].sum()), "told": told}
+        rows.append({**about, "unlabelled": unlabelled, "other": other, "n": n})
+    return rows
+
+
+def _line(task: TaskView, line: Line) -> dict[str, Any]:
+    rows, value = task.summary(line), task.value(line)
+    about: dict[str, Any] = {"task": f"{task.task}, {task.dataset}", "system": line.label, "group": GROUPS[line.kind]}
+    about |= {"metric": task.metric, "reference": line.slug == REFERENCE, "repeats": len(rows)}
+    about |= {"protocol": ", ".join(dict.fromkeys(rows["protocol"])), "gap": task.gap(line), **value._asdict()}
+    about |= {metric: task.value(line, metric).value for metric in BESIDE}
+    return {**about, "comparisons": [_compared(task, line, role) for role in ROLES]}
+
+
+def _compared(task: TaskView, line: Line, role: Any) -> dict[str, Any] | None:
+    found = task.verdict(line, role)
+    if found is None:
+        return None
+    return {"against": found.against, **found.difference._asdict(), "p_holm": found.p_holm, "splits": found.splits}
+
+
+def _pooled(view: View, comparisons: pd.DataFrame) -> list[dict[str, Any]]:
+    """Comparisons over several data sets, by the label of the line."""
+    rows = pick(comparisons, dataset=POOLED)
+    labels = {line.key: line.label for line in view.lines}
+    keys = [_key(row) for row in records(rows)]
+    return [{**row, "label": labels.get(key, key)} for row, key in zip(records(rows), keys, strict=True)]
+
+
+def _key(row: dict[str, Any]) -> str:
+    """`Line.key` of a comparison's row."""
+    slug, condition = row["system"], f"{row['size']}/N{row['subjects']}-T{row['frames']}/{row['variant']}"
+    return f"{slug}/{condition}" if row["architecture"] else slug
