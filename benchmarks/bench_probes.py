@@ -22,8 +22,8 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.evaluate.harmonise import combat
-from pipeline.evaluate.probes import INNER_FOLDS, linear_reader, ridge_reader
+from pipeline.evaluate.probes.harmonise import combat
+from pipeline.evaluate.probes.linear import INNER_FOLDS, linear_reader, ridge_reader
 from pipeline.evaluate.reading import Reader
 from pipeline.evaluate.splits import TRAIN, draw_splits, seeded
 

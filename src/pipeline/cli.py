@@ -338,7 +338,7 @@ def _import_checkpoint(arguments: Arguments) -> None:
 def _memorisation(arguments: Arguments) -> None:
     from pipeline import grid
     from pipeline.artefact import write_json
-    from pipeline.evaluate.release import check
+    from pipeline.evaluate.release.policy import check
 
     study, layout = _study(arguments)
     cell = grid.require_cell(study, arguments.cell)
@@ -350,7 +350,7 @@ def _memorisation(arguments: Arguments) -> None:
 
 def _release(arguments: Arguments) -> None:
     from pipeline import grid
-    from pipeline.evaluate.release import release_cell
+    from pipeline.evaluate.release.policy import release_cell
 
     study, layout = _study(arguments)
     cell = grid.require_cell(study, arguments.cell)
@@ -449,7 +449,7 @@ def _supplement(arguments: Arguments) -> None:
 
     use_threads(arguments.threads)
     from pipeline import grid
-    from pipeline.evaluate.supplement import supplement_cell
+    from pipeline.evaluate.supplement.stage import supplement_cell
 
     study, layout = _study(arguments)
     cell = grid.require_cell(study, arguments.cell)
@@ -469,14 +469,14 @@ def _supplement(arguments: Arguments) -> None:
 
 
 def _memory(arguments: Arguments) -> None:
-    from pipeline.evaluate.supplement import count_memory
+    from pipeline.evaluate.supplement.stage import count_memory
 
     study, _ = _study(arguments)
     count_memory(study, arguments.output)
 
 
 def _supplement_tables(arguments: Arguments) -> None:
-    from pipeline.evaluate.supplement_tables import collect_supplement
+    from pipeline.evaluate.supplement.tables import collect_supplement
 
     study, _ = _study(arguments)
     collect_supplement(study, arguments.output)
@@ -505,7 +505,7 @@ def _tables(arguments: Arguments) -> None:
 
 
 def _comparisons(arguments: Arguments) -> None:
-    from pipeline.evaluate.comparison import write_comparisons
+    from pipeline.evaluate.comparison.compare import write_comparisons
 
     study, layout = _study(arguments)
     write_comparisons(study, layout.tables, arguments.output)

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from pipeline import tables
 from pipeline.config import Study
-from pipeline.evaluate.comparison import compare
+from pipeline.evaluate.comparison.compare import compare
 from pipeline.evaluate.protocols import FROZEN, LEAVE_SITE_OUT, LOW_SHOT, TRAINED
 from pipeline.evaluate.splits import TEST, draw_splits
 from pipeline.evaluate.statistics import auroc_interval, minimal_detectable_difference, weighted_auroc

@@ -16,7 +16,7 @@ from fake_benchmark import benchmark_tables
 from pipeline import tables
 from pipeline.artefact import write_table
 from pipeline.config import Study, load_study
-from pipeline.evaluate.lines import cells_frame, pick
+from pipeline.evaluate.comparison.lines import cells_frame, pick
 from pipeline.evaluate.protocols import FROZEN
 from pipeline.grid import RANDOM, Cell, all_cells, block_cells, evaluated_cells, sweep_rate
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import TINY, clips, tiny
 
-from pipeline.evaluate.ablation import MEANING, parts, voxel_models, without
+from pipeline.evaluate.supplement.ablation import MEANING, parts, voxel_models, without
 
 WINDOWED = ("swift_v1", "swift_4d", "swift_v2", "neurostorm")
 ENCODERS = [name for name in TINY if name not in ("brainnetcnn", "braingnn", "brainnettf")]

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from tiny_models import clips, tiny
 from torch import nn
 
-from pipeline.evaluate.attribution import (
+from pipeline.evaluate.supplement.attribution import (
     ReadOut,
     balanced_people,
     by_parcel,

@@ -13,7 +13,7 @@ from pipeline.evaluate.cohort import Task
 from pipeline.evaluate.fingerprint import identity_rows
 from pipeline.evaluate.groups import groups_of
 from pipeline.evaluate.judged import Contest
-from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.probes.linear import linear_reader
 from pipeline.evaluate.reading import Reading
 from pipeline.evaluate.splits import LEFT_OUT, TEST, TRAIN, VALIDATION, draw_splits, leave_site_out, seeded
 

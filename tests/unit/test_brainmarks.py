@@ -22,7 +22,8 @@ from pipeline.bold.resample import resample_in_time
 from pipeline.bold.shards import voxel_geometry, write_shard
 from pipeline.bold.template import Template, save_template
 from pipeline.errors import InputError
-from pipeline.evaluate.brainmarks import (
+from pipeline.evaluate.features import encode_runs, pool
+from pipeline.evaluate.release.brainmarks import (
     ENCODER,
     MASK,
     MNI_AFFINE,
@@ -35,7 +36,6 @@ from pipeline.evaluate.brainmarks import (
     columns_to_voxels,
     model_pair,
 )
-from pipeline.evaluate.features import encode_runs, pool
 from pipeline.pretrain.engine.checkpoint import load_cell, save_model
 from pipeline.pretrain.objectives import build_learner
 from pipeline.pretrain.rasters import parcel_raster, voxel_raster

@@ -16,9 +16,9 @@ from pipeline import tables
 from pipeline.artefact import read_provenance, read_table
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.evaluate.comparison import POOLED, compare, write_comparisons
-from pipeline.evaluate.lines import lineup, pick
-from pipeline.evaluate.paired import people_difference
+from pipeline.evaluate.comparison.compare import POOLED, compare, write_comparisons
+from pipeline.evaluate.comparison.lines import lineup, pick
+from pipeline.evaluate.comparison.paired import people_difference
 from pipeline.evaluate.protocols import FROZEN, LEAVE_SITE_OUT, TRAINED
 from pipeline.evaluate.splits import TEST, draw_splits
 from pipeline.evaluate.statistics import holm, pooled_effect, weighted_auroc

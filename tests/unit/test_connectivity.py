@@ -8,7 +8,7 @@ from small_cohort import small_template
 
 from pipeline.bold.template import build_template, parcel_means
 from pipeline.config import Template
-from pipeline.evaluate.connectivity import (
+from pipeline.evaluate.supplement.connectivity import (
     compare,
     correlation,
     coskewness,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.evaluate.harmonise import combat
-from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.probes.harmonise import combat
+from pipeline.evaluate.probes.linear import linear_reader
 from pipeline.evaluate.splits import TEST, draw_splits, seeded
 from pipeline.evaluate.statistics import auroc
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.evaluate.identity import discriminant, identify, similarity
+from pipeline.evaluate.probes.identity import discriminant, identify, similarity
 
 
 def test_people_with_a_signature_are_told_apart_and_others_are_not() -> None:

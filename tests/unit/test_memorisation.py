@@ -13,9 +13,9 @@ from people_to_remember import METADATA, RASTER, cell_of, contrastive, fresh, ov
 
 from pipeline.bold.reader import Shard
 from pipeline.errors import InputError
-from pipeline.evaluate import memorisation
-from pipeline.evaluate.membership import Side
-from pipeline.evaluate.memorisation import Memorisation, check_cell, nearness, similarity, to_families
+from pipeline.evaluate.release import memorisation
+from pipeline.evaluate.release.membership import Side
+from pipeline.evaluate.release.memorisation import Memorisation, check_cell, nearness, similarity, to_families
 from pipeline.intervals import Interval
 
 TRAINED = 8

@@ -13,8 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import InputError
-from pipeline.evaluate.newton import LOGISTIC, SQUARED, fit_linear
-from pipeline.evaluate.probes import (
+from pipeline.evaluate.probes.linear import (
     Kind,
     balanced_weights,
     fit_logistic,
@@ -24,6 +23,7 @@ from pipeline.evaluate.probes import (
     standardise,
     training_span,
 )
+from pipeline.evaluate.probes.newton import LOGISTIC, SQUARED, fit_linear
 from pipeline.evaluate.reading import Reader
 from pipeline.evaluate.splits import TEST, TRAIN, VALIDATION, draw_shots, draw_splits, partition, seeded
 from pipeline.evaluate.statistics import auroc

@@ -14,10 +14,10 @@ from pipeline.artefact import read_json, write_json, write_table
 from pipeline.bold.template import load_template, save_template
 from pipeline.config import Dataset, Study, read_yaml
 from pipeline.errors import InputError
-from pipeline.evaluate.licences import conditions, family, require_compatible
-from pipeline.evaluate.memorisation import Memorisation
-from pipeline.evaluate.release import release
-from pipeline.evaluate.release_card import results_of
+from pipeline.evaluate.release.card import results_of
+from pipeline.evaluate.release.licences import conditions, family, require_compatible
+from pipeline.evaluate.release.memorisation import Memorisation
+from pipeline.evaluate.release.policy import release
 from pipeline.intervals import Interval
 from pipeline.pretrain.card import model_card
 from pipeline.pretrain.engine.checkpoint import load_cell, save_model

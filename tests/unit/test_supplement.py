@@ -14,9 +14,9 @@ from pipeline.artefact import read_table
 from pipeline.bold.template import build_template, save_template
 from pipeline.config import Study, Template, load_study, merge
 from pipeline.errors import InputError
-from pipeline.evaluate.supplement import count_memory, supplement_cell
-from pipeline.evaluate.supplement_tables import supplemented_cells
-from pipeline.evaluate.units import eighth, network_of, planted_network, units_of
+from pipeline.evaluate.supplement.stage import count_memory, supplement_cell
+from pipeline.evaluate.supplement.tables import supplemented_cells
+from pipeline.evaluate.supplement.units import eighth, network_of, planted_network, units_of
 from pipeline.grid import block_cells
 from pipeline.tables import RESULT_SCHEMA
 

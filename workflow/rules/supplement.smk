@@ -3,7 +3,7 @@
 #
 # supplement/<cell>/supplement.parquet, attribution.parquet; supplement/memory.parquet; tables/ and figures/ as elsewhere.
 
-from pipeline.evaluate.supplement_tables import supplemented_cells
+from pipeline.evaluate.supplement.tables import supplemented_cells
 
 SUPPLEMENTED = cell_paths(supplemented_cells(study))
 DRAWN = [f"{RESULTS}/figures/figureS1.png", f"{RESULTS}/figures/attribution/drawn.json"]

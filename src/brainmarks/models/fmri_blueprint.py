@@ -5,6 +5,6 @@ There is no __init__.py here nor above: brainmarks and this project each hold a 
 
 from brainmarks.models.registry import register_model
 
-from pipeline.evaluate.brainmarks import model_pair
+from pipeline.evaluate.release.brainmarks import model_pair
 
 register_model("fmri_blueprint")(model_pair)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.config import Evaluate
-from pipeline.evaluate.identity import discriminant, identify, similarity
 from pipeline.evaluate.judged import Row, row
+from pipeline.evaluate.probes.identity import discriminant, identify, similarity
 from pipeline.evaluate.protocols import IDENTITY
 from pipeline.evaluate.splits import seeded
 from pipeline.intervals import bootstrap_interval, percentile_interval

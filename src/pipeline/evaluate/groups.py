@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from pipeline.evaluate.judged import HEADLINE, Contest, Judged, Row, row
-from pipeline.evaluate.probes import balanced_weights, fit_logistic, standardise
+from pipeline.evaluate.probes.linear import balanced_weights, fit_logistic, standardise
 from pipeline.evaluate.splits import TEST
 from pipeline.evaluate.statistics import logit_interval, resampled_error, weighted_auroc
 from pipeline.intervals import Interval, percentile_interval

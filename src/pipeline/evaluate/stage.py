@@ -21,7 +21,7 @@ from pipeline.evaluate.benchmark import MEAN, PERMUTED, SUMMARY, complete, missi
 from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_cohorts
 from pipeline.evaluate.fingerprint import identity_rows, missing_identity
 from pipeline.evaluate.judged import Contest, Judged, Row
-from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.probes.linear import linear_reader
 from pipeline.evaluate.protocols import VERSIONS as PROTOCOLS
 from pipeline.evaluate.reading import Reader, RunFeatures
 from pipeline.evaluate.splits import leave_site_out

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pipeline.evaluate.comparison import Role
-from pipeline.evaluate.lines import GROUPS, Line
+from pipeline.evaluate.comparison.compare import Role
+from pipeline.evaluate.comparison.lines import GROUPS, Line
 from pipeline.figures import style
 from pipeline.figures.benchmark_panels import NETWORK_COLOUR
 from pipeline.figures.benchmark_view import AXIS, CHANCE, TaskView, View

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pipeline.evaluate.lines import REFERENCE, Line, main_rows, pick
+from pipeline.evaluate.comparison.lines import REFERENCE, Line, main_rows, pick
 from pipeline.evaluate.protocols import LEAVE_SITE_OUT, LOW_SHOT
 from pipeline.evaluate.statistics import calibration_curve
 from pipeline.figures import style

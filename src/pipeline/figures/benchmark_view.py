@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison import HEADLINE, SIGNIFICANT, Role, task_names
-from pipeline.evaluate.lines import COMPLETED, REFERENCE, Kind, Line, lineup, main_rows, pick
+from pipeline.evaluate.comparison.compare import HEADLINE, SIGNIFICANT, Role, task_names
+from pipeline.evaluate.comparison.lines import COMPLETED, REFERENCE, Kind, Line, lineup, main_rows, pick
 from pipeline.evaluate.protocols import FROZEN, TRAINED
 from pipeline.intervals import Interval
 

@@ -16,7 +16,7 @@ import pandas as pd
 from pipeline.artefact import atomic_file, read_table, write_json
 from pipeline.bold.template import Template, load_template
 from pipeline.config import Study
-from pipeline.evaluate.units import units_of
+from pipeline.evaluate.supplement.units import units_of
 from pipeline.figures.select import pick
 
 VIEWS = (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))

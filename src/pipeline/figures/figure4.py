@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison import ROLES, SIGNIFICANT
-from pipeline.evaluate.lines import GROUPS
+from pipeline.evaluate.comparison.compare import ROLES, SIGNIFICANT
+from pipeline.evaluate.comparison.lines import GROUPS
 from pipeline.evaluate.protocols import FROZEN, LEAVE_SITE_OUT, LOW_SHOT, TRAINED
 from pipeline.figures import benchmark_panels as panels
 from pipeline.figures import style

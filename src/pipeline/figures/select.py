@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pipeline.evaluate.lines import CELL_FIELDS as CELL_FIELDS
-from pipeline.evaluate.lines import COMPLETED
-from pipeline.evaluate.lines import MISSING as MISSING
-from pipeline.evaluate.lines import best_cells as best_cells
-from pipeline.evaluate.lines import block_rows as block_rows
-from pipeline.evaluate.lines import cells_frame as cells_frame
-from pipeline.evaluate.lines import done as done
-from pipeline.evaluate.lines import pick as pick
-from pipeline.evaluate.lines import records as records
-from pipeline.evaluate.lines import rows_of as rows_of
+from pipeline.evaluate.comparison.lines import CELL_FIELDS as CELL_FIELDS
+from pipeline.evaluate.comparison.lines import COMPLETED
+from pipeline.evaluate.comparison.lines import MISSING as MISSING
+from pipeline.evaluate.comparison.lines import best_cells as best_cells
+from pipeline.evaluate.comparison.lines import block_rows as block_rows
+from pipeline.evaluate.comparison.lines import cells_frame as cells_frame
+from pipeline.evaluate.comparison.lines import done as done
+from pipeline.evaluate.comparison.lines import pick as pick
+from pipeline.evaluate.comparison.lines import records as records
+from pipeline.evaluate.comparison.lines import rows_of as rows_of
 
 WHO = ["system", *CELL_FIELDS, "dataset", "task", "protocol", "metric", "split", "group", "status", "simulated"]
 

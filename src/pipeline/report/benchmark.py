@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison import POOLED, ROLES
-from pipeline.evaluate.lines import GROUPS, REFERENCE, Line, pick, records
+from pipeline.evaluate.comparison.compare import POOLED, ROLES
+from pipeline.evaluate.comparison.lines import GROUPS, REFERENCE, Line, pick, records
 from pipeline.evaluate.protocols import MEANING
 from pipeline.figures.benchmark_view import TaskView, View
 from pipeline.losses import EVALUATE

@@ -16,8 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison import HEADLINE
-from pipeline.evaluate.paired import people_difference
+from pipeline.evaluate.comparison.compare import HEADLINE
+from pipeline.evaluate.comparison.paired import people_difference
 from pipeline.evaluate.protocols import FROZEN, LOW_SHOT, TRAINED
 from pipeline.evaluate.statistics import holm
 from pipeline.figures.figure2 import PANELS

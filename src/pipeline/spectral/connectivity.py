@@ -11,7 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.bold.template import Template, parcel_means
-from pipeline.evaluate.connectivity import compare, correlation, edges, individuality, smooth_noise, smoothness
+from pipeline.evaluate.supplement.connectivity import (
+    compare,
+    correlation,
+    edges,
+    individuality,
+    smooth_noise,
+    smoothness,
+)
 from pipeline.spectral.measure import Finding
 from pipeline.spectral.runs import PersonRun
 from pipeline.spectral.surrogates import phase_randomised

@@ -15,9 +15,9 @@ import pandas as pd
 from pipeline.artefact import provenance, write_table
 from pipeline.config import Study
 from pipeline.evaluate.cohort import Kind
-from pipeline.evaluate.comparison import compare
+from pipeline.evaluate.comparison.compare import compare
+from pipeline.evaluate.comparison.lines import records
 from pipeline.evaluate.judged import ALL, HEADLINE, Row
-from pipeline.evaluate.lines import records
 from pipeline.evaluate.protocols import LEAVE_SITE_OUT, LOW_SHOT, MEANING, VERSIONS
 from pipeline.stages import VERSIONS as STAGES
 from pipeline.tables import BENCHMARK_SCHEMA, COMPARISONS_SCHEMA, NONE, SCORES_SCHEMA, TASKS_SCHEMA

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import logit
 
 from pipeline.config import Boosting
-from pipeline.evaluate.probes import balanced_weights, inner_folds
+from pipeline.evaluate.probes.linear import balanced_weights, inner_folds
 from pipeline.evaluate.reading import Reading
 from pipeline.evaluate.splits import TRAIN
 from pipeline.evaluate.systems.components import components

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.config import Dataset
-from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.probes.linear import linear_reader
 
 if TYPE_CHECKING:
     from pipeline.evaluate.cohort import Cohort, Task

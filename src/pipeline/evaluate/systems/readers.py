@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config import Study
-from pipeline.evaluate.harmonise import combat
-from pipeline.evaluate.probes import Features, Harmonise, linear_reader, ridge_reader
+from pipeline.evaluate.probes.harmonise import combat
+from pipeline.evaluate.probes.linear import Features, Harmonise, linear_reader, ridge_reader
 from pipeline.evaluate.systems.people import kept_covariates
 
 if TYPE_CHECKING:

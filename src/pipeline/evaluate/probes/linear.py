@@ -18,7 +18,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from pipeline.errors import InputError
-from pipeline.evaluate.newton import LOGISTIC, SQUARED, Loss, fit_linear
+from pipeline.evaluate.probes.newton import LOGISTIC, SQUARED, Loss, fit_linear
 from pipeline.evaluate.reading import Reader, Reading
 from pipeline.evaluate.splits import TRAIN, partition, seeded
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from pipeline.config import Study
-from pipeline.evaluate.membership import Measured, Side, choose_sides, measure, objective_for
+from pipeline.evaluate.release.membership import Measured, Side, choose_sides, measure, objective_for
 from pipeline.evaluate.statistics import auroc, auroc_interval
 from pipeline.grid import Cell
 from pipeline.intervals import Interval

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate import ablation
 from pipeline.evaluate.benchmark import judge
 from pipeline.evaluate.cohort import Cohort, Task
 from pipeline.evaluate.encoders import SHUFFLED, Frozen
 from pipeline.evaluate.features import encode_runs
 from pipeline.evaluate.judged import HEADLINE, Row
-from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.probes.linear import linear_reader
 from pipeline.evaluate.splits import seeded
+from pipeline.evaluate.supplement import ablation
 from pipeline.intervals import Interval, family_weights, percentile_interval
 from pipeline.tables import NONE
 

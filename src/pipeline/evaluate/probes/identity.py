@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.evaluate.probes import standardise
+from pipeline.evaluate.probes.linear import standardise
 
 SHRINKAGE = 0.01  # of the covariance within a person; 1, 10, 30 % gave mean ranks .72, .70, .69 in the demo
 

@@ -14,12 +14,12 @@ import pandas as pd
 from pipeline.artefact import provenance, write_table
 from pipeline.bold.template import load_template
 from pipeline.config import Study
-from pipeline.evaluate.ablation import memory_of, voxel_models
 from pipeline.evaluate.cohort import Paths, load_cohorts, require_unseen
-from pipeline.evaluate.dissection import Probed, result
 from pipeline.evaluate.encoders import open_frozen
-from pipeline.evaluate.explanation import explain
-from pipeline.evaluate.units import units_of
+from pipeline.evaluate.supplement.ablation import memory_of, voxel_models
+from pipeline.evaluate.supplement.dissection import Probed, result
+from pipeline.evaluate.supplement.explanation import explain
+from pipeline.evaluate.supplement.units import units_of
 from pipeline.grid import Cell
 from pipeline.stages import VERSIONS
 from pipeline.tables import ATTRIBUTION_SCHEMA, NONE, RESULT_SCHEMA, cell_columns

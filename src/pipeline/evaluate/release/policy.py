@@ -16,9 +16,9 @@ from typing import Any
 from pipeline.artefact import atomic_folder, code_version, read_json, sha256_file, write_json, write_text
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.evaluate.licences import conditions, require_compatible, require_known
-from pipeline.evaluate.memorisation import PEOPLE, Memorisation, check_cell
-from pipeline.evaluate.release_card import released_card, results_of
+from pipeline.evaluate.release.card import released_card, results_of
+from pipeline.evaluate.release.licences import conditions, require_compatible, require_known
+from pipeline.evaluate.release.memorisation import PEOPLE, Memorisation, check_cell
 from pipeline.grid import Cell
 from pipeline.layout import Layout
 

@@ -14,14 +14,14 @@ import torch
 
 from pipeline.bold.normalise import zscore
 from pipeline.config import Study
-from pipeline.evaluate import attribution
 from pipeline.evaluate.cohort import Cohort, Task
-from pipeline.evaluate.dissection import resamples_of, result
 from pipeline.evaluate.encoders import Frozen
 from pipeline.evaluate.judged import HEADLINE, Row
 from pipeline.evaluate.splits import seeded
 from pipeline.evaluate.statistics import regression_scores, weighted_auroc
-from pipeline.evaluate.units import Units
+from pipeline.evaluate.supplement import attribution
+from pipeline.evaluate.supplement.dissection import resamples_of, result
+from pipeline.evaluate.supplement.units import Units
 from pipeline.intervals import family_weights, percentile_interval
 
 EXPLAINED = "explained"

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import special
 
 from pipeline.config import Study
-from pipeline.evaluate.lines import CELL_FIELDS
+from pipeline.evaluate.comparison.lines import CELL_FIELDS
 from pipeline.evaluate.statistics import regression_scores, weighted_auroc
 from pipeline.intervals import family_weights, percentile_interval
 

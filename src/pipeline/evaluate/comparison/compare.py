@@ -25,8 +25,8 @@ from scipy import special
 from pipeline.artefact import provenance, read_table, write_table
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.evaluate.lines import REFERENCE, Kind, Line, lineup, main_rows, pick, records
-from pipeline.evaluate.paired import NOBODY, People, Resampled, difference_of, resample
+from pipeline.evaluate.comparison.lines import REFERENCE, Kind, Line, lineup, main_rows, pick, records
+from pipeline.evaluate.comparison.paired import NOBODY, People, Resampled, difference_of, resample
 from pipeline.evaluate.protocols import FROZEN, TRAINED
 from pipeline.evaluate.statistics import corrected_repeated_cv_test, holm, pooled_effect
 from pipeline.stages import VERSIONS, stage_settings

@@ -1,7 +1,5 @@
 """Scores of people: AUROC and balanced accuracy under the weights of a bootstrap, their intervals, paired comparisons.
 
-This is also the face of `calibration` (probabilities, predicted numbers) and `inference` (tests, pooling).
-
 Axes: N people, R resamples; P people of the positive class, Q of the negative one.
 """
 
@@ -12,48 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
-from pipeline.evaluate.calibration import (
-    CalibrationCurve,
-    Recalibration,
-    brier,
-    calibration,
-    calibration_curve,
-    regression_scores,
-)
-from pipeline.evaluate.inference import (
-    NO_ERROR,
-    PooledEffect,
-    RepeatedTest,
-    corrected_repeated_cv_test,
-    holm,
-    minimal_detectable_difference,
-    pooled_effect,
-)
+from pipeline.evaluate.statistics.inference import NO_ERROR
 from pipeline.intervals import Interval, at_the_edge, family_weights
-
-__all__ = [
-    "CalibrationCurve",
-    "Comparison",
-    "Interval",
-    "PooledEffect",
-    "Recalibration",
-    "RepeatedTest",
-    "auroc",
-    "auroc_interval",
-    "balanced_accuracy",
-    "brier",
-    "calibration",
-    "calibration_curve",
-    "compare_aurocs",
-    "corrected_repeated_cv_test",
-    "holm",
-    "minimal_detectable_difference",
-    "pooled_effect",
-    "regression_scores",
-    "smaller_class",
-    "weighted_auroc",
-    "weighted_balanced_accuracy",
-]
 
 
 class Comparison(NamedTuple):

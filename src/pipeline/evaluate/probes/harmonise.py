@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.evaluate.probes import fill_missing
+from pipeline.evaluate.probes.linear import fill_missing
 
 _SETTLED = 1e-6  # change, in units of the pooled SD, at which the estimates of a site end
 _ROUNDS = 1000

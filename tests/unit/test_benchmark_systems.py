@@ -20,7 +20,7 @@ from pipeline.bold.template import parcel_means
 from pipeline.config import Boosting, Phenotype, Study, load_study
 from pipeline.errors import InputError
 from pipeline.evaluate.cohort import Cohort, Task
-from pipeline.evaluate.probes import linear_reader
+from pipeline.evaluate.probes.linear import linear_reader
 from pipeline.evaluate.splits import TEST, TRAIN, draw_splits, seeded
 from pipeline.evaluate.statistics import auroc
 from pipeline.evaluate.systems import SYSTEMS, applicable, require

@@ -1,0 +1,1 @@
+"""What reconstructions keep between parcels, and what the features of an encoder rest on."""
