@@ -62,6 +62,8 @@ def test_naming_one_cell_runs_that_cell_alone(built: Checkout) -> None:
     [
         ("splits: 10", "splits: 12", {"evaluate", "baselines", "figure"}, {"pretrain", "shard_batch", "simulate"}),
         ("steps: 10", "steps: 12", {"pretrain", "evaluate", "figure"}, {"shard_batch", "split", "baselines"}),
+        ("dense: 16", "dense: 12", {"baselines", "comparisons", "figure"}, {"pretrain", "evaluate", "shard_batch"}),
+        ("people: 4\n  clips: 1", "people: 5\n  clips: 1", {"supplement_cell", "brains"}, {"evaluate", "baselines"}),
         ("bootstrap: 20", "bootstrap: 21", {"scaling", "figure", "html_report"}, {"pretrain", "evaluate", "tables"}),
         ("min_frames: 140", "min_frames: 139", FROM_SHARDS, {"simulate", "template", "people"}),
         (
@@ -71,7 +73,7 @@ def test_naming_one_cell_runs_that_cell_alone(built: Checkout) -> None:
             {"pretrain", "evaluate", "tables", "scaling"},
         ),
     ],
-    ids=["evaluate", "pretrain", "scaling", "shards", "label"],
+    ids=["evaluate", "pretrain", "networks", "supplement", "scaling", "shards", "label"],
 )
 def test_one_line_of_the_configuration_reruns_what_depends_on_it(
     edited: Edit, old: str, new: str, runs: set[str], rests: set[str]
