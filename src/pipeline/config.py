@@ -154,6 +154,11 @@ class Dataset(Strict):
     pictures: Pictures | None = Field(None, description="Which runs get a one-page picture; empty: as quality.pictures")
     people: Count = Field(description="People declared; the jobs are planned from it, without data")
     runs: Count = Field(description="Runs a person that are used, in the order of session and run")
+    people_of: Slug | None = Field(
+        None,
+        description="Data set with the same people under the same ids and family names; whoever is evaluated in one is "
+        "pretrained on in none; empty: itself",
+    )
     task: str = Field("rest", description="BIDS task entity")
     batch_people: Count = Field(64, description="People a shard job")
     roles: tuple[Role, ...] = Field(description="What it serves: pretrain, evaluate, spectra")
@@ -421,10 +426,15 @@ class Boosting(Strict):
 
 
 class State(Strict):
-    """What a person did in the scanner, told by runs of two data sets, mostly of the same people."""
+    """What a person did in the scanner, told by runs of two data sets of the same people."""
 
     positive: Slug = Field(description="Data set whose runs are 1, e.g. a task")
     negative: Slug = Field(description="Data set whose runs are 0, e.g. rest")
+
+    @property
+    def joined(self) -> str:
+        """What its rows say under `dataset`."""
+        return f"{self.positive}_{self.negative}"
 
 
 class Evaluate(Strict):
@@ -457,6 +467,8 @@ class Evaluate(Strict):
 
     @model_validator(mode="after")
     def _agree(self) -> Evaluate:
+        if "frozen" not in self.protocols:
+            raise PydanticCustomError("frozen", "'frozen' among the 'protocols': all others are read beside it")
         budgets = {len(self.penalties), len(self.boosting.leaves), len(self.supervised.learning_rates)}
         if len(budgets) > 1:
             message = "one tuning budget: as many 'penalties' as 'boosting.leaves' and 'supervised.learning_rates'"
@@ -574,11 +586,45 @@ class Study(Strict):
             self._check_cells(where, cells)
         self._check_atlases()
         self._check_sweep("grid.learning_rate", self.grid.learning_rate)
-        for name, state in self.evaluate.states.items():
-            for dataset in (state.positive, state.negative):
-                _check_known(f"evaluate.states.{name}", "data set to evaluate on", dataset, self.with_role("evaluate"))
+        self._check_people_of()
+        self._check_states()
         self._check_one_training_a_cell()
         return self
+
+    def _check_people_of(self) -> None:
+        for name, dataset in self.datasets.items():
+            if dataset.people_of is not None:
+                leads = [other for other, settings in self.datasets.items() if settings.people_of is None]
+                what = "data set of the study without 'people_of'"
+                _check_known(f"datasets.{name}.people_of", what, dataset.people_of, leads)
+
+    def _check_states(self) -> None:
+        """Both sides of a state have the same people and come in by the same door; the name of its rows is its own."""
+        taken = set(self.datasets)
+        for name, state in self.evaluate.states.items():
+            where = f"evaluate.states.{name}"
+            for dataset in (state.positive, state.negative):
+                _check_known(where, "data set to evaluate on", dataset, self.with_role("evaluate"))
+            if state.positive == state.negative:
+                raise PydanticCustomError("one_side", "{where}: two different data sets", {"where": where})
+            for what, one, two in self._sides(state):
+                if one != two:
+                    message = "{where}: two data sets with the same {what}, not '{one}' and '{two}'"
+                    raise PydanticCustomError(
+                        "two_kinds", message, {"where": where, "what": what, "one": one, "two": two}
+                    )
+            if state.joined in taken:
+                message = "{where}: its rows are called '{joined}', as another data set or state; rename a data set"
+                raise PydanticCustomError("taken", message, {"where": where, "joined": state.joined})
+            taken.add(state.joined)
+
+    def _sides(self, state: State) -> Iterator[tuple[str, str, str]]:
+        """What must be the same on both sides of a state, and what it is on each."""
+        names = state.positive, state.negative
+        one, two = (self.datasets[name] for name in names)
+        yield "people ('people_of')", self.cohort_of(names[0]), self.cohort_of(names[1])
+        yield "'door'", one.door, two.door
+        yield "'atlas'", one.atlas or "none", two.atlas or "none"
 
     def _check_sweep(self, where: str, sweep: Sweep) -> None:
         self._check_datasets(where, sweep.datasets)
@@ -653,6 +699,14 @@ class Study(Strict):
     def with_role(self, role: Role) -> list[str]:
         """Names of the data sets that serve `role`."""
         return [name for name, dataset in self.datasets.items() if role in dataset.roles]
+
+    def cohort_of(self, dataset: str) -> str:
+        """The data set whose people it has: the one that it names in `people_of`, else itself."""
+        return self.datasets[dataset].people_of or dataset
+
+    def same_people(self, dataset: str) -> list[str]:
+        """Data sets with the people of this one, itself among them."""
+        return [name for name in self.datasets if self.cohort_of(name) == self.cohort_of(dataset)]
 
     def pretrained_on(self, named: Sequence[str]) -> list[str]:
         """Data sets to pretrain on where a block of the grid names these; naming none means all that may be."""

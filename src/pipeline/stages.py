@@ -41,9 +41,10 @@ VERSIONS: dict[str, int] = {
 NEUTRAL_PRETRAIN = {"checkpoint_every_s"}
 LABEL_FIELDS = {"labels", "confounds", "family_column", "site_column"}
 PEOPLE_FIELDS = {"path", "people", "roles", "participants", "id_column", "missing", "age_column"}
+SPLIT_FIELDS = {"evaluation_people", "people_of"}
 TERMS_FIELDS = {"licence", "weights"}  # what may be released changes no number
 # What decides a shard: all of a data set but its people, their labels, what it serves for, its terms and its pictures.
-NOT_OF_SHARDS = {*PEOPLE_FIELDS, *LABEL_FIELDS, *TERMS_FIELDS, "evaluation_people", "simulated", "pictures"} - {"path"}
+NOT_OF_SHARDS = {*PEOPLE_FIELDS, *LABEL_FIELDS, *TERMS_FIELDS, *SPLIT_FIELDS, "simulated", "pictures"} - {"path"}
 TABLE_OF_TR = {"pcp", "parcels"}  # doors whose repetition times may stand in the table of people
 
 
@@ -72,8 +73,15 @@ def _settings(study: Study, stage: str, dataset: str | None, cell: Cell | None) 
         "flatmaps": [study.shards.dtype, study.shards.frames_per_chunk],
         "split": [study.seed, _people_settings(study), sorted({cell.draw for cell in all_cells(study)})],
         "learning_rate": [study.grid.learning_rate, study.pretrain.learning_rate, _swept_widths(study)],
-        "baselines": [study.evaluate, study.seed, _label_settings(study), _simulated(study)],
-        "spectral": [study.spectral, study.evaluate, study.seed, _roles(study), _simulated(study)],
+        "baselines": [_of_quick_systems(study), study.seed, _label_settings(study), _simulated(study)],
+        "spectral": [
+            study.spectral,
+            study.evaluate.bootstrap,
+            study.evaluate.confidence,
+            study.seed,
+            _roles(study),
+            _simulated(study),
+        ],
         "tables": [
             [cell.path for cell in all_cells(study)],
             [_simulated(study), _people_settings(study), _label_settings(study)],
@@ -119,7 +127,14 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     supervised = study.evaluate.supervised
     trained = [first_of_largest(study, cell, blocks) for blocks in (supervised.attentive, supervised.fine_tune)]
     part = [encodes_shuffled(study, cell), reconstructs(study, cell), *trained]
-    evaluation = [_of_encoders(study), study.spectral, study.seed, _label_settings(study), _roles(study), part]
+    evaluation = [
+        _of_encoders(study, any(trained)),
+        study.spectral,
+        study.seed,
+        _label_settings(study),
+        _roles(study),
+        part,
+    ]
     fields = {
         "pretrain": [cell.path, model, training, cell_datasets(study, cell), _simulated(study)],
         "evaluate": [cell.path, evaluation, _simulated(study)],
@@ -131,11 +146,27 @@ def _cell_settings(study: Study, stage: str, cell: Cell) -> Any:
     return _plain(fields[stage])
 
 
-def _of_encoders(study: Study) -> Any:
-    """The settings of evaluation that encoders are under: not which other systems there are."""
+def system_settings(study: Study, system: str) -> str:
+    """Digest of what can change the results of one trained system's job: not what other systems are given."""
+    settings = _plain(study.evaluate)
+    own = settings["supervised"].pop("systems").get(system)
+    settings = {key: value for key, value in settings.items() if key != "systems"}
+    clips = study.pretrain.context_frames
+    return digest(_plain([system, own, settings, clips, study.seed, _label_settings(study), _simulated(study)]))
+
+
+def _of_quick_systems(study: Study) -> Any:
+    """The settings of evaluation that systems are under that are not trained; which of them there are."""
+    settings = _plain(study.evaluate)
+    return {key: value for key, value in settings.items() if key not in ("supervised", "boosting")}
+
+
+def _of_encoders(study: Study, trained: bool) -> Any:
+    """The settings of evaluation that an encoder is under: not which other systems there are."""
     settings = _plain(study.evaluate)
     settings["supervised"].pop("systems")
-    return {key: value for key, value in settings.items() if key not in ("systems", "boosting")}
+    without = ("systems", "boosting") if trained else ("systems", "boosting", "supervised")
+    return {key: value for key, value in settings.items() if key not in without}
 
 
 def _swept_widths(study: Study) -> Any:
@@ -147,8 +178,10 @@ def _simulated(study: Study) -> Any:
 
 
 def _people_settings(study: Study) -> Any:
+    """`people_of` where it is given, so that studies without it keep their parameter."""
     return {
         name: [dataset.people, dataset.evaluation_people, dataset.roles, dataset.family_column]
+        + ([dataset.people_of] if dataset.people_of else [])
         for name, dataset in study.datasets.items()
     }
 

@@ -157,9 +157,9 @@ def _group_rows(each: Contender, people: People, score_N: np.ndarray) -> list[Ro
     rows = []
     for name, among_N in groups.items():
         found = auroc_interval(people.label_N[among_N], score_N[among_N], resamples=20)
-        rows.append(_row(each, people, found, "oof", group=name, n=int(among_N.sum())))
+        rows.append(_row(each, people, found, "mean", group=name, n=int(among_N.sum())))
     within = auroc_interval(people.label_N, score_N, resamples=20)
-    return [*rows, _row(each, people, tuple(value - 0.02 for value in within), "oof", group="within site")]
+    return [*rows, _row(each, people, tuple(value - 0.02 for value in within), "mean", group="within site")]
 
 
 def _other_protocols(study: Study, each: Contender, people: People, score_N: np.ndarray, around: Any) -> list[Row]:

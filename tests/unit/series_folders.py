@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-PEOPLE, PARCELS, FRAMES, SITES = 48, 8, 60, ("NYU", "PITT", "YALE")
+PEOPLE, PARCELS, FRAMES, SITES = 48, 6, 40, ("NYU", "PITT", "YALE")
 
 
 @dataclass
@@ -75,4 +75,34 @@ def write_text(people: People, folder: Path) -> None:
     (folder / "phenotypic.csv").write_text("SUB_ID,DX\n1,2\n")
 
 
-FORMS = {"quantised": write_quantised, "archive": write_archive, "archives": write_archives, "text": write_text}
+def write_cpac(people: People, folder: Path) -> None:
+    """C-PAC's text with a site before the id, a label a parcel in its header, and tabs."""
+    header = "\t".join(f"#{parcel + 1}" for parcel in range(next(iter(people.series.values())).shape[1]))
+    sites = {line[0]: line[people.header.index("site")].title() for line in people.table}
+    for name, series_TR in people.series.items():
+        path = folder / f"{sites[name]}_{int(name):07d}_rois_cc200.1D"
+        np.savetxt(path, series_TR, fmt="%.5f", delimiter="\t", header=header, comments="")
+
+
+def write_plain_archive(people: People, folder: Path) -> None:
+    """One archive of everybody, by id alone."""
+    np.savez(folder / "cohort.npz", **people.series)
+
+
+def write_csv(people: People, folder: Path) -> None:
+    """A table a person, with names of parcels above; Windows line ends, and a mark of its encoding at the beginning."""
+    for name, series_TR in people.series.items():
+        header = ",".join(f"L_region {parcel}" for parcel in range(series_TR.shape[1]))
+        path = folder / f"sub-{name}_timeseries.csv"
+        np.savetxt(path, series_TR, "%.5f", ",", "\r\n", "\ufeff" + header, comments="", encoding="utf-8")
+
+
+FORMS = {
+    "quantised": write_quantised,
+    "archive": write_archive,
+    "archives": write_archives,
+    "text": write_text,
+    "cpac": write_cpac,
+    "plain archive": write_plain_archive,
+    "csv": write_csv,
+}

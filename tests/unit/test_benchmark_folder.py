@@ -60,7 +60,7 @@ def means(path: Path) -> dict[str, float]:
 # --- it works, whatever the form -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["quantised", "text"])
+@pytest.mark.parametrize("form", ["quantised", "cpac"])
 def test_a_planted_effect_is_found_in_folders_of_any_form(form, tmp_path, capsys):
     folder, output = folder_of(planted_people(), tmp_path, form), tmp_path / "table.parquet"
     assert benchmark(folder, output) == 0
@@ -81,52 +81,138 @@ def test_a_planted_effect_is_found_in_folders_of_any_form(form, tmp_path, capsys
         assert words in printed
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_a_table_may_have_commas_any_line_ends_and_a_mark_of_its_encoding(ends, tmp_path):
+    people = planted_people(people=12, frames=24)
+    folder = folder_of(people, tmp_path)
+    text = (folder / "participants.tsv").read_text().replace("\t", ",").replace("\n", ends)
+    (folder / "participants.csv").write_bytes(text.encode("utf-8-sig"))
+    (folder / "participants.tsv").unlink()
+    found = read_folder(Options(folder, "dx", ("chance",), tmp_path / "t.parquet"))
+    assert sorted(run.subject for run in found.scans.runs) == sorted(people.series)
+    assert found.label.phenotype.positive == ("ASD",)
+    assert "column 'participant_id'" in found.found["ids"]
+
+
 def test_a_second_call_ingests_only_what_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "BATCH", 16)
-    people = planted_people(people=24)
+    monkeypatch.setattr(stages, "BATCH", 8)
+    people = planted_people(people=12, frames=24)
     folder, output = folder_of(people, tmp_path, "text"), tmp_path / "table.parquet"
     assert benchmark(folder, output, systems="chance") == 0
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "table.work").rglob("shard.zarr")}
-    assert len(written) == 24
+    assert len(written) == 12
     changed = sorted(folder.glob("*.1D"))[-1]
     np.savetxt(changed, np.random.default_rng(0).normal(0, 1, (FRAMES, PARCELS)))
     assert benchmark(folder, output, systems="chance") == 0
     new = {path.parts[-3] for path, time in written.items() if path.stat().st_mtime_ns != time}
-    assert new == {f"sub-{name}" for name in list(people.series)[16:]}  # the second batch of people alone
+    assert new == {f"sub-{name}" for name in list(people.series)[8:]}  # the second batch of people alone
     sorted(folder.glob("*.1D"))[0].unlink()
     assert benchmark(folder, output, systems="chance") == 0
     assert not (tmp_path / "table.work/shards/sub-50003/ses-1_run-1").exists()
 
 
-def test_leave_site_out_has_a_row_a_site_and_is_run_only_where_asked_for(planted, tmp_path):
-    output, more = tmp_path / "table.parquet", ("--work", str(planted.with_name("work")))
+def test_leave_site_out_has_a_row_a_site_and_may_be_asked_for_alone(planted, tmp_path, capsys):
+    output, more = tmp_path / "t.parquet", ("--work", str(planted.with_name("work")))
     assert benchmark(planted, output, "--protocols", "leave_site_out", *more, systems="connectome_logistic") == 0
     table = pd.read_parquet(output)
     assert set(table["protocol"]) == {"leave-site-out-v1"}
+    assert set(pd.read_parquet(tmp_path / "t.summary.parquet")["protocol"]) == {"leave-site-out-v1"}
+    assert set(read_provenance(output)["protocols"]) == {"leave-site-out-v1"}
+    printed = capsys.readouterr().out
+    assert "leave-site-out-v1" in printed
+    assert "frozen-v2 (" not in printed
     assert sorted(table.loc[table["metric"] == "auroc", "split"]) == ["site NYU", "site PITT", "site YALE"]
 
 
-def test_a_number_is_predicted_by_ridge(planted, tmp_path):
+def test_a_number_is_predicted_by_ridge(planted, tmp_path, capsys):
     people, table = planted_people(), tmp_path / "other.csv"
     coupling = [np.corrcoef(series_TR[:, 0], series_TR[:, 1])[0, 1] for series_TR in people.series.values()]
     people.set("age", {row: f"{20 + 10 * value:.3f}" for row, value in enumerate(coupling)})
     people.write_table(tmp_path, table.name)
     more = ("--participants", str(table), "--work", str(planted.with_name("work")), "--splits", "3")
-    assert benchmark(planted, tmp_path / "t.parquet", *more, task="age", systems="connectome_logistic") == 0
+    systems, protocols = "connectome_logistic,connectome_ridge", "frozen,low_shot"
+    assert benchmark(planted, tmp_path / "t.parquet", *more, "--protocols", protocols, task="age", systems=systems) == 0
     found = pd.read_parquet(tmp_path / "t.parquet")
     assert set(found["metric"]) == {"pearson_r", "r2", "mse", "mae"}
     assert found.loc[found["metric"] == "pearson_r", "value"].mean() > 0.7
+    printed = capsys.readouterr().out
+    assert "does not apply: a number has no classes to draw people of" in printed
+    assert "No row of connectome_ridge: of a number connectome_logistic is ridge already." in printed
 
 
 def test_low_shot_and_networks_are_summed_up_beside_the_splits(planted, tmp_path, capsys):
-    more = ("--protocols", "low_shot", "--work", str(planted.with_name("work")), "--splits", "2")
-    assert benchmark(planted, tmp_path / "t.parquet", *more, systems="connectome_logistic,gradient_boosting") == 0
+    more = ("--protocols", "frozen,trained,low_shot", "--work", str(planted.with_name("work")), "--splits", "2")
+    assert benchmark(planted, tmp_path / "t.parquet", *more, systems="connectome_logistic,tangent_logistic") == 0
     table, summary = pd.read_parquet(tmp_path / "t.parquet"), pd.read_parquet(tmp_path / "t.summary.parquet")
-    protocols = {"connectome_logistic": "frozen-v2", "gradient_boosting": "trained-v1"}
+    protocols = {"connectome_logistic": "frozen-v2", "tangent_logistic": "trained-v1"}
     assert dict(zip(table["system"], table["protocol"], strict=True)) == protocols
     few = summary[summary["split"] == "low-shot-10"]
     assert few["value"].iloc[0] > 0.6
     assert "AUROC, 10 a class" in capsys.readouterr().out
+
+
+def test_of_protocols_asked_for_alone_nothing_else_is_written(planted, tmp_path, capsys):
+    more = ("--protocols", "trained,low_shot,frozen", "--work", str(planted.with_name("work")), "--splits", "2")
+    assert benchmark(planted, tmp_path / "t.parquet", *more, systems="chance") == 0
+    assert set(pd.read_parquet(tmp_path / "t.parquet")["protocol"]) == {"frozen-v2"}
+    assert "does not apply: none of these systems is trained" in capsys.readouterr().out
+    more = ("--protocols", "low_shot", *more[2:])
+    assert benchmark(planted, tmp_path / "t.parquet", *more, systems="chance,gradient_boosting") == 0
+    assert pd.read_parquet(tmp_path / "t.parquet").empty
+    assert set(pd.read_parquet(tmp_path / "t.summary.parquet")["protocol"]) == {"low-shot-v1"}
+    printed = capsys.readouterr().out
+    assert "No row of gradient_boosting: it is trained, and 'trained' is not among the protocols asked for." in printed
+    assert "No row of chance" not in printed
+
+
+@pytest.mark.parametrize(
+    ("protocol", "systems", "task", "why"),
+    [
+        ("low_shot", "chance", "age", "a number has no classes"),
+        ("low_shot", "gradient_boosting", "dx", "systems that are trained run under 'trained' alone"),
+        ("frozen", "gradient_boosting", "dx", "systems that are trained run under 'trained' alone"),
+        ("trained", "chance", "dx", "none of these systems is trained"),
+    ],
+)
+def test_a_protocol_that_applies_to_nothing_is_told(protocol, systems, task, why, planted, tmp_path, capsys):
+    assert benchmark(planted, tmp_path / "t.parquet", "--protocols", protocol, task=task, systems=systems) == 2
+    told = capsys.readouterr().err
+    assert f"'{protocol}', which does not apply" in told
+    assert why in told
+
+
+def test_a_system_with_nothing_to_read_is_told(planted, tmp_path, capsys):
+    table = tmp_path / "other.csv"
+    people = planted_people()
+    people.header[people.header.index("mean_fd")] = "blood"
+    people.write_table(tmp_path, table.name)
+    more = ("--participants", str(table), "--work", str(planted.with_name("work")), "--splits", "2")
+    assert benchmark(planted, tmp_path / "t.parquet", *more, systems="motion_only,chance") == 0
+    assert "No row of motion_only: this folder has nothing that it reads" in capsys.readouterr().out
+
+
+def test_a_cohort_of_few_is_warned_of(tmp_path, capsys):
+    folder = folder_of(planted_people(people=14, frames=24), tmp_path)
+    assert benchmark(folder, tmp_path / "t.parquet", systems="chance") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "4 of 4 test parts hold fewer than 3 people of a class (2 people each)" in warnings[0]
+    assert "intervals are too narrow" in warnings[0]
+
+
+def test_a_cohort_of_enough_is_not_warned_of(planted, tmp_path, capsys):
+    assert benchmark(planted, tmp_path / "t.parquet", "--work", str(planted.with_name("work")), systems="chance") == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_runs_of_which_some_are_band_passed_are_warned_of(tmp_path, capsys):
+    people = planted_people(people=20)
+    for name in list(people.series)[:4]:
+        spectrum_FR = np.fft.rfft(people.series[name], axis=0)
+        spectrum_FR[len(spectrum_FR) // 3 :] = 0
+        people.series[name] = np.fft.irfft(spectrum_FR, FRAMES, axis=0)
+    assert benchmark(folder_of(people, tmp_path), tmp_path / "t.parquet", systems="connectome_logistic") == 0
+    assert "4 runs look band-passed and 16 do not" in capsys.readouterr().out
 
 
 # --- people and runs that are excluded -------------------------------------------------------------------------------
@@ -138,11 +224,14 @@ def test_people_that_cannot_be_used_are_excluded_and_listed(tmp_path, capsys):
     people.series[names[0]][3, 2] = np.nan
     people.series[names[1]] = people.series[names[1]][:10]
     people.series[names[2]] = people.series[names[3]].copy()
-    people.series[names[4]][:, 1:] = 5.0  # one live parcel of eight
-    people.series[names[5]][:, [2, 6]] = 5.0  # six of eight: kept
+    people.series[names[4]][:, 1:] = 5.0  # one live parcel of six
+    people.series[names[5]][:, [2, 4]] = 5.0  # four of six: kept
     people.series["99999"] = people.series[names[6]] + 1
     del people.series[names[7]]
-    people.set("dx", {8: "n/a", 9: "-9999"})
+    people.series[names[12]][:] = 5.0
+    people.series[names[13]][3, 1] = np.inf
+    people.series[names[14]] = people.series[names[14]][:, :, None]
+    people.set("dx", {8: "n/a", 9: "-9999", 10: "", 11: "NaN"})
     folder, output = folder_of(people, tmp_path), tmp_path / "table.parquet"
     assert benchmark(folder, output) == 0
     printed = capsys.readouterr().out
@@ -151,20 +240,22 @@ def test_people_that_cannot_be_used_are_excluded_and_listed(tmp_path, capsys):
         ("10 frames, fewer than", 1),
         ("same data as", 2),
         ("same data as", 3),
-        ("coverage 0.125, less than", 4),
+        ("coverage 0.167, less than", 4),
         ("no series", 7),
-        ("no label in 'dx'", 8),
-        ("no label in 'dx'", 9),
+        *(("4  no label in 'dx'", who) for who in (8, 9, 10, 11)),
+        ("coverage 0, less than", 12),
+        ("2  the series has values that are not finite", 13),
+        ("not frames x parcels", 14),
     ):
         assert any(reason in line and names[who] in line for line in printed.splitlines()), (reason, names[who])
     assert "a series of nobody in the table" in printed
     assert "sub-99999" in printed
     excluded = read_provenance(output)["excluded"]
-    assert excluded["no label in 'dx'"] == 2
+    assert excluded["no label in 'dx'"] == 4
     assert excluded["same data as another"] == 2
     assert not any(name in reason for reason in excluded for name in names)
     tasks = pd.read_parquet(tmp_path / "table.work/tables/tasks.parquet")
-    assert set(tasks["n"]) == {PEOPLE - 8}
+    assert set(tasks["n"]) == {PEOPLE - 13}
     assert means(output)["connectome_logistic"] > 0.85
 
 
@@ -191,6 +282,18 @@ def three_values(people: People) -> None:
     people.set("dx", dict.fromkeys(range(6), "MCI"))
 
 
+def three_codings(people: People) -> None:
+    people.set("dx", {row: ["asd", "1"][row % 2] for row in range(6)})
+
+
+def no_people(people: People) -> None:
+    people.table = []
+
+
+def one_column(people: People) -> None:
+    people.header, people.table = [";".join(people.header)], [[";".join(line)] for line in people.table]
+
+
 def another_atlas(people: People) -> None:
     name = list(people.series)[5]
     people.series[name] = np.hstack([people.series[name]] * 2)
@@ -204,6 +307,25 @@ def turned(people: People) -> None:
 
 def id_twice(people: People) -> None:
     people.set("participant_id", {4: people.table[3][0]})
+
+
+def rows_thrice(people: People) -> None:
+    people.table = [line for line in people.table for _ in range(3)]
+
+
+def id_in_two_forms(people: People) -> None:
+    people.set("participant_id", {4: f"sub-{people.table[3][0]}"})
+
+
+def few_usable(people: People) -> None:
+    for line in people.table[9:]:
+        if line[1] == "ASD":
+            people.series[line[0]][0, 0] = np.nan
+
+
+def nobody_usable(people: People) -> None:
+    for series_TR in people.series.values():
+        series_TR[0, 0] = np.nan
 
 
 def id_missing(people: People) -> None:
@@ -226,9 +348,16 @@ def milliseconds(people: People) -> None:
         (four_patients, ["4 people with 'ASD' and 44 with 'TC'", "at least 5 of each"]),
         (no_labels, ["no label of anybody"]),
         (three_values, ["3 values", "'MCI' (6)", "--positive A --negative B"]),
-        (another_atlas, ["47 series of 8 parcels", "16 of"]),
+        (three_codings, ["4 values", "'asd' (3)"]),
+        (no_people, ["a header and no rows"]),
+        (one_column, ["one column, 'participant_id;dx;", "commas (.csv) or tabs"]),
+        (another_atlas, ["47 series of 6 parcels", "12 of", "one parcellation"]),
         (turned, ["one number of parcels", "frames x parcels"]),
         (id_twice, ["twice", "one row a person"]),
+        (rows_thrice, ["participant_id '50003' twice", "one row a person"]),
+        (id_in_two_forms, ["'50024' and 'sub-50024', which both name"]),
+        (few_usable, ["4 positive and 24 negative people", "20 of them: the series has values that are not finite"]),
+        (nobody_usable, ["no usable series of 48 people; 48 of them", "not finite"]),
         (id_missing, ["no participant_id in row 6"]),
         (other_ids, ["nobody with a series", "'person0'", "sub-50003", "--id-column"]),
         (milliseconds, ["is it in ms?"]),
@@ -258,6 +387,7 @@ def test_a_folder_that_is_none_is_told(tmp_path, capsys):
         (tmp_path / "empty", "an empty folder"),
         (without, "a table of people (participants.tsv or participants.csv)"),
         (damaged, "more.npz: found a damaged archive"),
+        (damaged / "participants.tsv", "no such folder"),
         (lonely, "no parcel series"),
     ):
         assert benchmark(folder, tmp_path / "t.parquet") == 2
@@ -275,7 +405,35 @@ def test_an_unknown_system_or_output_is_told_before_anything_else(tmp_path, caps
     assert "Did you mean 'frozen'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--splits", "0"), ("--min-frames", "0"), ("--min-coverage", "1.5")])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(planted, tmp_path, capsys):
+    occupied, named = tmp_path / "a file", tmp_path / "named.parquet"
+    occupied.write_text("")
+    named.mkdir()
+    for output, more, words in (
+        (occupied / "t.parquet", (), f"--output: found '{occupied}', which cannot be written"),
+        (tmp_path / "t.parquet", ("--work", str(occupied)), f"--work: found '{occupied}', which cannot be written"),
+        (named, (), "a folder; expected a file called *.parquet"),
+    ):
+        assert benchmark(planted, output, *more) == 2
+        told = capsys.readouterr()
+        assert words in told.err
+        assert "Excluded" not in told.out
+
+
+def test_numbers_of_too_few_people_or_one_value_are_told(tmp_path, capsys):
+    people = planted_people(people=12, frames=24)
+    people.set("age", dict.fromkeys(range(4), ""))
+    people.set("mean_fd", dict.fromkeys(range(12), "0.1"))
+    folder = folder_of(people, tmp_path)
+    assert benchmark(folder, tmp_path / "t.parquet", "--number", task="age", systems="chance") == 2
+    assert "4 people in the upper and 4 in the lower half" in capsys.readouterr().err
+    assert benchmark(folder, tmp_path / "t.parquet", "--number", task="mean_fd", systems="chance") == 2
+    assert "12 people with the value 0.1 and nobody with another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--splits", "0"), ("--min-frames", "0"), ("--min-coverage", "1.5"), ("--tr", "0")]
+)
 def test_numbers_that_cannot_be_meant_are_told(flag, value, tmp_path, capsys):
     assert benchmark(tmp_path, tmp_path / "t.parquet", flag, value) == 2
     assert f"{flag}: found {value}" in capsys.readouterr().err
@@ -387,6 +545,8 @@ def test_of_several_values_two_may_be_compared():
     assert read_label(table, "dx", Path("t.tsv"), positive=["AD"]).phenotype.negative == ("CN", "MCI", "SMC")
     with pytest.raises(InputError, match="nobody with 'AB'"):
         read_label(table, "dx", Path("t.tsv"), positive=["AB"])
+    with pytest.raises(InputError, match="nobody with another value than 'CN'"):
+        read_label(table[table["dx"] == "CN"], "dx", Path("t.tsv"), positive=["CN"])
 
 
 def test_numbers_of_many_values_are_a_quantity():

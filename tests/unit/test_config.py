@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Strict, Study, dump_study, load_study, merge, schema
+from pipeline.config import Strict, Study, dump_study, load_study, merge, read_yaml, schema
 from pipeline.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +28,8 @@ def test_our_studies_are_valid(name: str) -> None:
 def test_the_smoke_study_is_the_demo_with_fewer_cells() -> None:
     overlay = yaml.safe_load((REPOSITORY / "config" / "smoke.yaml").read_text())
     demo, smoke = load_study(REPOSITORY / "config/demo.yaml"), load_study(REPOSITORY / "config/demo.yaml", overlay)
-    assert smoke.model_copy(update={"name": demo.name, "grid": demo.grid}) == demo
+    fewer = {name: getattr(demo, name) for name in ("name", "grid", "evaluate", "supplement")}
+    assert smoke.model_copy(update=fewer) == demo
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -118,6 +119,42 @@ def test_a_cell_that_two_blocks_train_on_different_people_is_refused() -> None:
     told = "for swift_4d/w24/N36000-T490/draw0-main/seed0 grid.scaling.0 says ['ukb'], grid.data.0 ['hcp']"
     assert told in str(caught.value)
     load_study(REPOSITORY / "config/config.yaml", {"grid": {"data": [again | {"arm": "hcp"}]}})
+
+
+def _of_two(**changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes of the demo: `task` beside `simulated`, of the same people, with a state of the two."""
+    lead = read_yaml(REPOSITORY / "config/datasets/simulated.yaml")
+    datasets = {"task": {**lead, "people_of": "simulated", **changes.get("task", {})}}
+    datasets |= {name: {**lead, **fields} for name, fields in changes.items() if name not in ("task", "states")}
+    states = changes.get("states", {"moving": {"positive": "task", "negative": "simulated"}})
+    return {"datasets": datasets, "evaluate": {"states": states}}
+
+
+def test_data_sets_of_the_same_people_are_one_cohort() -> None:
+    study = load_study(REPOSITORY / "config/demo.yaml", _of_two())
+    assert [study.cohort_of(name) for name in ("simulated", "task")] == ["simulated", "simulated"]
+    assert study.same_people("task") == study.same_people("simulated") == ["simulated", "task"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"task": {"people_of": "simulatd"}}, "datasets.task.people_of: 'simulatd' is no data set of the study"),
+        ({"task": {"people_of": "task"}}, "datasets.task.people_of: 'task' is no data set of the study without"),
+        ({"third": {"people_of": "task"}}, "datasets.third.people_of: 'task' is no data set of the study without"),
+        ({"task": {"people_of": None}}, "the same people ('people_of'), not 'task' and 'simulated'"),
+        ({"task": {"door": "bids"}}, "the same 'door', not 'bids' and 'fmriprep'"),
+        ({"task": {"atlas": "cc200"}}, "the same 'atlas', not 'cc200' and 'none'"),
+        ({"states": {"moving": {"positive": "task", "negative": "task"}}}, "two different data sets"),
+        ({"task_simulated": {}}, "evaluate.states.moving: its rows are called 'task_simulated'"),
+        (
+            {"states": {name: {"positive": "task", "negative": "simulated"} for name in ("moving", "still")}},
+            "evaluate.states.still: its rows are called 'task_simulated'",
+        ),
+    ],
+)
+def test_data_sets_that_do_not_have_the_same_people_make_no_cohort(changes: dict[str, Any], told: str) -> None:
+    assert told in str(_demo(_of_two(**changes)))
 
 
 def test_a_missing_file_and_a_broken_one_are_bad_input(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from small_cohort import DEMO, SmallCohort, make_cohort, small_cell, write_cell
 
 from pipeline.artefact import digest, read_json, read_provenance, read_table, write_json
-from pipeline.config import load_study
+from pipeline.config import load_study, read_yaml
 from pipeline.errors import InputError
-from pipeline.evaluate.cohort import load_cohorts, require_unseen
+from pipeline.evaluate.cohort import Cohort, load_cohorts, require_unseen
 from pipeline.evaluate.encoders import evaluate_cell
 from pipeline.evaluate.stage import evaluate_systems, write
 from pipeline.evaluate.systems.jobs import SIMPLE, system_jobs
@@ -236,7 +236,8 @@ def test_a_state_is_told_from_runs_of_two_data_sets_and_nobody_is_on_both_sides(
     for name, session in (("rest", "1"), ("motor", "2")):
         runs = [{**run, "dataset": name} for run in manifest["runs"] if run["session"] == session]
         write_json(tmp_path / f"{name}.json", {"runs": runs, "quarantined": []})
-    datasets = {"rest": "datasets/simulated.yaml", "motor": "datasets/simulated.yaml"}
+    motor = {**read_yaml(DEMO.parent / "datasets/simulated.yaml"), "people_of": "rest"}
+    datasets = {"rest": "datasets/simulated.yaml", "motor": motor}
     states = {"moving": {"positive": "motor", "negative": "rest"}}
     study = load_study(DEMO, {"datasets": datasets, "evaluate": {"states": states, "splits": 5}})
     study = study.model_copy(update={"datasets": {name: study.datasets[name] for name in datasets}})
@@ -244,7 +245,7 @@ def test_a_state_is_told_from_runs_of_two_data_sets_and_nobody_is_on_both_sides(
     write_json(tmp_path / "set.json", {"people": {"rest": people, "motor": people}, "hash": "both"})
     tables = dict.fromkeys(datasets, tmp_path / "participants.tsv")
     manifests = {name: tmp_path / f"{name}.json" for name in datasets}
-    state = load_cohorts(study, manifests, tables, tmp_path / "set.json")[-1]
+    *_, alone, state = load_cohorts(study, manifests, tables, tmp_path / "set.json")
     (task,) = state.tasks
     assert (task.name, state.dataset) == ("moving", "motor_rest")
     assert task.target_M.tolist() == [1] * 24 + [0] * 24
@@ -256,7 +257,38 @@ def test_a_state_is_told_from_runs_of_two_data_sets_and_nobody_is_on_both_sides(
         require_unseen(state, ["rest/e003"], tables, "cell")
     assert "motor/e003" in state.names
     require_unseen(state, ["rest/p003"], tables, "cell")
+    with pytest.raises(InputError, match="'rest/e003' among them"):
+        require_unseen(alone, ["rest/e003"], tables, "cell")
+    require_unseen(alone, ["rest/p003"], tables, "cell")
     assert cohort.study.evaluate.states == {}
+
+
+@pytest.fixture
+def task_alone(tmp_path: Path) -> tuple[Cohort, dict[str, Path]]:
+    """`motor`, where e000 and e002 are evaluated, of the same people as `rest`, whose table alone knows families."""
+    cohort = make_cohort(tmp_path, people=8)
+    lead = {**read_yaml(DEMO.parent / "datasets/simulated.yaml"), "labels": {}}
+    datasets = {"rest": lead, "motor": {**lead, "people_of": "rest"}}
+    study = load_study(DEMO, {"datasets": datasets})
+    study = study.model_copy(update={"datasets": {name: study.datasets[name] for name in datasets}})
+    evaluated = {"rest": ["e006"], "motor": ["e000", "e002"]}
+    write_json(tmp_path / "set.json", {"people": evaluated, "hash": "both"})
+    table = pd.read_csv(tmp_path / "participants.tsv", sep="\t", dtype=str)
+    table.assign(family=table["subject"]).to_csv(tmp_path / "motor.tsv", sep="\t", index=False)
+    tables = {"rest": tmp_path / "participants.tsv", "motor": tmp_path / "motor.tsv"}
+    manifests = dict.fromkeys(datasets, cohort.inputs["manifests"]["simulated"])
+    _, motor = load_cohorts(study, manifests, tables, tmp_path / "set.json")
+    return motor, tables
+
+
+@pytest.mark.parametrize("trained_on", ["motor/e002", "rest/e002", "rest/e003", "motor/e003"])
+def test_who_is_evaluated_may_be_pretrained_on_in_no_data_set_of_the_same_people(
+    task_alone: tuple[Cohort, dict[str, Path]], trained_on: str
+) -> None:
+    motor, tables = task_alone
+    with pytest.raises(InputError, match=f"'{trained_on}' among them"):
+        require_unseen(motor, ["rest/e004", trained_on], tables, "cell")
+    require_unseen(motor, ["rest/e004", "other/e002"], tables, "cell")
 
 
 def test_a_state_of_a_data_set_that_is_not_evaluated_is_refused() -> None:

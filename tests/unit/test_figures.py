@@ -24,7 +24,7 @@ Drawn = tuple[Figure, pd.DataFrame, str]
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return demo_study()
+    return demo_study(evaluate={"bootstrap": 50})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,9 @@ def test_simulated_people_are_called_simulated(drawn: dict[int, Drawn], number: 
 
 
 def test_real_people_are_not_called_simulated(study: Study, content: Tables, tmp_path: Path) -> None:
-    real = {name: frame.assign(simulated=False) if "simulated" in frame else frame for name, frame in content.items()}
+    few = {name: pick(content[name], system=("connectome_logistic", "confounds")) for name in ("benchmark", "scores")}
+    tables = {**content, **few}
+    real = {name: frame.assign(simulated=False) if "simulated" in frame else frame for name, frame in tables.items()}
     folder = write_tables(real, tmp_path)
     for number in NUMBERS:
         figure, _, caption = draw_figure(study, number, folder)
@@ -156,7 +158,9 @@ def test_the_caption_of_the_benchmark_says_on_what_it_rests(drawn: dict[int, Dra
         "trained-v1, the first 5 of these splits",
         "Every system may try 4 settings.",
         "sex of simulated 48 (24 + 24; .178)",
-        "comparisons with the best simple system on 2 tasks",
+        "tests of the figure, against the connectome, the best simple system and the best peer on 2 tasks",
+        "pairs of people of one site tested in one split",
+        "over pairs of people of a group tested in one split",
         "low-shot-v1",
         "leave-site-out-v1",
     ):
@@ -180,7 +184,7 @@ def test_a_system_above_the_best_simple_one_is_marked_and_equal_ones_are_not(
     compared.loc[above, "difference"], compared.loc[below, "difference"] = 0.1, -0.1
     figure, _, caption = draw_figure(study, 4, write_tables({**content, "comparisons": compared}, tmp_path))
     assert [marks(figure, kind) for kind in "▲▼△▽★"] == [1, 1, 0, 0, 2]
-    assert "best simple system on 2 tasks (1 above, 1 below)" in caption
+    assert "best simple system: 1 above, 1 below" in caption
 
 
 def test_a_system_that_does_not_apply_or_failed_is_a_gap(study: Study, content: Tables, tmp_path: Path) -> None:
@@ -197,6 +201,34 @@ def test_a_system_that_does_not_apply_or_failed_is_a_gap(study: Study, content: 
     assert said.count("gap") == 1
     assert said.count("gap (diverged)") == 2, "both tasks; the other seed alone would be a choice by its result"
     assert pick(numbers, panel="A", system="braingnn", task="diagnosis").empty
+
+
+def test_features_that_are_not_finite_are_a_gap_with_its_reason(study: Study, content: Tables, tmp_path: Path) -> None:
+    benchmark = content["benchmark"]
+    broken = benchmark["system"].eq("swift_v1") & benchmark["variant"].eq("main") & benchmark["task"].eq("sex")
+    rows = benchmark[broken & benchmark["split"].isin(["mean", "oof"]) & benchmark["group"].eq("all")]
+    rows = pick(rows, protocol="frozen-v2").assign(value=np.nan, low=np.nan, high=np.nan, status="not_finite")
+    tables = {**content, "benchmark": pd.concat([benchmark[~broken], rows])}
+    figure, numbers, _ = draw_figure(study, 4, write_tables(tables, tmp_path))
+    said = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert said.count("gap (not finite)") >= 2, "in the forest and among sites"
+    assert "not_finite" in set(pick(numbers, panel="A", system="swift_v1")["status"])
+
+
+NETWORKS = ("brainnetcnn", "braingnn", "brainnettf")
+
+
+@pytest.mark.parametrize("left", [NETWORKS, ("confounds", "swift_v1_time_shuffled"), ("chance",)])
+def test_a_benchmark_of_networks_controls_or_chance_alone_is_drawn(
+    study: Study, content: Tables, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    few = {name: pick(content[name], system=left) for name in ("benchmark", "scores")}
+    few["comparisons"] = content["comparisons"].iloc[:0]
+    figure, numbers, caption = draw_figure(study, 4, write_tables({**content, **few}, tmp_path))
+    assert set(pick(numbers, panel="A")["system"]) == set(left)
+    assert "Groups of people" not in texts(figure) + caption
+    assert ("Few labelled people" in texts(figure)) == ("confounds" in left)
+    assert ("Sites" in texts(figure)) == ("chance" not in left)
 
 
 def test_a_benchmark_of_many_tasks_and_of_numbers_is_drawn(study: Study, content: Tables, tmp_path: Path) -> None:

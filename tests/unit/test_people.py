@@ -152,6 +152,45 @@ def test_quarantine_never_changes_who_is_evaluated(split: tuple[Study, Path], tm
     assert (tmp_path / "evaluation_set.json").read_bytes() == (folder / "evaluation_set.json").read_bytes()
 
 
+def _split_of_two(
+    standard: dict[str, str], folder: Path, people_of: str | None, task_families: bool = True
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Who is evaluated in `rest` and `task`, 10 of the same 40 people in 20 families each, and who is in the pool."""
+    builders.write_participants(folder, 40, family_id=lambda n: f"f{n // 2}")
+    cohort = builders.make_study(standard, folder).datasets["cohort"].model_dump(mode="json")
+    rest = {**cohort, "people": 40, "evaluation_people": 10, "family_column": "family_id"}
+    task = {**rest, "people_of": people_of, "family_column": "family_id" if task_families else None}
+    study = builders.make_study(standard, folder, datasets={"rest": rest, "task": task})
+    tables, manifests = {}, {}
+    for name in study.datasets:
+        write_people(study, name, folder / name)
+        tables[name], manifests[name] = folder / name / "participants.tsv", folder / f"{name}.json"
+        runs = [{"subject": f"{n:02d}", "mean_fd_mm": 0.1} for n in range(1, 41)]
+        artefact.write_json(manifests[name], {"runs": runs, "quarantined": []})
+    write_split(study, tables, manifests, folder / "evaluation_set.json", folder / "draws.json")
+    draws = artefact.read_json(folder / "draws.json")
+    return artefact.read_json(folder / "evaluation_set.json")["people"], draws["0"]
+
+
+def test_whoever_is_evaluated_in_a_data_set_of_the_same_people_is_in_no_pool(
+    standard: dict[str, str], tmp_path: Path
+) -> None:
+    evaluated, drawn = _split_of_two(standard, tmp_path / "same", "rest")
+    assert evaluated["rest"] == evaluated["task"]
+    assert len(evaluated["rest"]) == 10
+    assert len(drawn) == 2 * 30
+    assert not {name.split("/")[1] for name in drawn} & set(evaluated["rest"])
+    apart, leaking = _split_of_two(standard, tmp_path / "apart", None)
+    assert apart["rest"] == evaluated["rest"]  # who names no other data set keeps the order that they had
+    assert {name.split("/")[1] for name in leaking} & {subject for people in apart.values() for subject in people}
+
+
+def test_relatives_by_either_table_of_the_same_people_are_in_no_pool(standard: dict[str, str], tmp_path: Path) -> None:
+    evaluated, drawn = _split_of_two(standard, tmp_path, "rest", task_families=False)
+    families = {int(subject) // 2 for people in evaluated.values() for subject in people}
+    assert not {int(name.split("/")[1]) // 2 for name in drawn} & families
+
+
 def test_more_people_than_there_are_is_an_input_error(split: tuple[Study, Path]) -> None:
     with pytest.raises(InputError, match="found 55 people to pretrain on; expected at least N = 56"):
         cell_people(split[1] / "draws.json", 0, 56)

@@ -25,7 +25,7 @@ from pipeline.evaluate.probes.linear import (
 )
 from pipeline.evaluate.probes.newton import LOGISTIC, SQUARED, fit_linear
 from pipeline.evaluate.reading import Reader
-from pipeline.evaluate.splits import TEST, TRAIN, VALIDATION, draw_shots, draw_splits, partition, seeded
+from pipeline.evaluate.splits import TEST, TRAIN, VALIDATION, draw_shots, draw_splits, halving, partition, seeded
 from pipeline.evaluate.statistics import auroc
 
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
@@ -342,3 +342,14 @@ def test_infinite_features_are_refused() -> None:
     features_ND[3, 2] = np.inf
     with pytest.raises(InputError, match="1 infinite values"):
         linear_reader(features_ND, np.arange(20), PENALTIES)(labels, half_and_test(20, 14))
+
+
+@pytest.mark.parametrize(
+    "values", [[30] * 60 + [*range(20, 30)] * 4, [0] * 60 + [*range(1, 41)], [*range(100)], [1, 2]]
+)
+def test_a_number_with_a_ceiling_or_a_floor_is_halved_as_nearly_as_it_can_be(values: list[int]) -> None:
+    values_N = np.array(values, dtype=float)
+    above = (values_N > halving(values_N)).sum()
+    possible = [(values_N > cut).sum() for cut in np.unique(values_N)[:-1]]
+    assert abs(above - len(values) / 2) == min(abs(count - len(values) / 2) for count in possible)
+    assert 0 < above < len(values)

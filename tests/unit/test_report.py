@@ -9,25 +9,28 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_tables import demo_study, fake_tables, write_tables, write_truth
 from PIL import Image
 
 from pipeline.artefact import read_table
-from pipeline.config import Study
+from pipeline.config import State, Study
 from pipeline.errors import InputError
 from pipeline.evaluate.protocols import MEANING
+from pipeline.report.benchmark import exclusions
 from pipeline.report.claims import evaluate_claims
 from pipeline.report.html import interval, number, write_report
 from pipeline.report.losses import histogram
 from pipeline.report.truths import check_truths
+from pipeline.tables import LOSSES_SCHEMA
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     root = tmp_path_factory.mktemp("study")
     write_truth(root / "data")
-    study = demo_study(quality={"max_mean_fd_mm": 0.5, "min_overlap": 0.8})
+    study = demo_study(quality={"max_mean_fd_mm": 0.5, "min_overlap": 0.8}, evaluate={"bootstrap": 50})
     simulated = study.datasets["simulated"].model_copy(update={"path": str(root / "data")})
     claims = Path(__file__).parents[2] / study.claims
     return study.model_copy(update={"claims": claims, "datasets": {**study.datasets, "simulated": simulated}})
@@ -114,6 +117,29 @@ def test_the_benchmark_says_on_whom_by_what_protocol_and_with_what_budget(page: 
     row = f"sex, simulated frozen-v2 48 24 24 + 24 20 4 0.178 {'e' * 16} {'0' * 16}"
     assert row in told
     assert "sex, simulated 48 0 – 0 0 48" in told, "exclusions"
+
+
+def test_a_state_counts_the_people_of_both_its_data_sets(study: Study) -> None:
+    rows = [
+        (name, "evaluate", "people", outcome, fault, n, False)
+        for name, unlabelled in (("motor", 3), ("rest", 0))
+        for outcome, fault, n in (
+            ("declared", "", 30), ("kept", "", 24), ("lost", "mean FD", 6), ("unlabelled", "state", unlabelled)
+        )
+    ]  # fmt: skip
+    losses = pd.DataFrame(rows, columns=LOSSES_SCHEMA.names)
+    state = study.model_copy(
+        update={
+            "evaluate": study.evaluate.model_copy(
+                update={"states": {"state": State(positive="motor", negative="rest")}}
+            )
+        }
+    )
+    tasks = pd.DataFrame({"dataset": ["motor_rest", "motor"], "task": ["state", "state"], "n": [48, 21]})
+    of_state, of_label = exclusions(state, losses, tasks)
+    assert (of_state["declared"], of_state["lost"], of_state["told"], of_state["other"]) == (60, 12, "mean FD 12", 0)
+    assert of_state["note"] == "people of motor and of rest; who is in both counts twice"
+    assert (of_label["declared"], of_label["unlabelled"], of_label["other"], of_label["note"]) == (30, 3, 0, "")
 
 
 def test_every_system_is_in_the_benchmark_with_its_comparisons(page: str, results: Path) -> None:

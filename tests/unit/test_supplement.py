@@ -46,7 +46,16 @@ def tables(cohort: SmallCohort) -> tuple[pd.DataFrame, pd.DataFrame]:
     contract = {"kind": "voxels", "template": small_template().key, "tr_s": CONTRACT["tr_s"]}
     write_cell(cell, folder, contract)
     outputs = cohort.root / "supplement.parquet", cohort.root / "attribution.parquet"
-    supplement_cell(cohort.study, cell, folder, **cohort.inputs, supplement_out=outputs[0], attribution_out=outputs[1])
+    raw = cohort.inputs["manifests"]
+    supplement_cell(
+        cohort.study,
+        cell,
+        folder,
+        raw_manifests=raw,
+        **cohort.inputs,
+        supplement_out=outputs[0],
+        attribution_out=outputs[1],
+    )
     return read_table(outputs[0]), read_table(outputs[1])
 
 
@@ -88,14 +97,14 @@ def test_an_encoder_of_other_data_is_refused(cohort: SmallCohort, tmp_path: Path
     write_cell(cell, tmp_path / "cell", {"kind": "voxels", "template": "another", "tr_s": CONTRACT["tr_s"]})
     with pytest.raises(InputError, match="another"):
         supplement_cell(
-            cohort.study, cell, tmp_path / "cell", **cohort.inputs,
+            cohort.study, cell, tmp_path / "cell", raw_manifests=cohort.inputs["manifests"], **cohort.inputs,
             supplement_out=tmp_path / "s.parquet", attribution_out=tmp_path / "a.parquet",
         )  # fmt: skip
     assert not (tmp_path / "s.parquet").exists()
 
 
 def test_memory_is_written_for_every_voxel_model(cohort: SmallCohort, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.evaluate.supplement.voxel_models", lambda: ["tff"])
+    monkeypatch.setattr("pipeline.evaluate.supplement.stage.voxel_models", lambda: ["tff"])
     count_memory(cohort.study, cohort.root / "memory.parquet")
     rows = read_table(cohort.root / "memory.parquet")
     assert list(rows["split"]) == ["T20", "T40"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import Checkout
@@ -62,7 +63,7 @@ def test_naming_one_cell_runs_that_cell_alone(built: Checkout) -> None:
     [
         ("splits: 10", "splits: 12", {"evaluate", "baselines", "figure"}, {"pretrain", "shard_batch", "simulate"}),
         ("steps: 10", "steps: 12", {"pretrain", "evaluate", "figure"}, {"shard_batch", "split", "baselines"}),
-        ("dense: 16", "dense: 12", {"baselines", "comparisons", "figure"}, {"pretrain", "evaluate", "shard_batch"}),
+        ("dense: 16", "dense: 12", {"baselines", "comparisons", "figure"}, {"pretrain", "evaluate", "raw_spectra"}),
         ("people: 4\n  clips: 1", "people: 5\n  clips: 1", {"supplement_cell", "brains"}, {"evaluate", "baselines"}),
         ("bootstrap: 20", "bootstrap: 21", {"scaling", "figure", "html_report"}, {"pretrain", "evaluate", "tables"}),
         ("min_frames: 140", "min_frames: 139", FROM_SHARDS, {"simulate", "template", "people"}),
@@ -81,6 +82,10 @@ def test_one_line_of_the_configuration_reruns_what_depends_on_it(
     planned = edited(TINY, old, new).planned()
     assert runs <= planned.keys()
     assert not rests & planned.keys()
+
+
+def test_an_argument_of_one_network_reruns_its_own_job(edited: Edit) -> None:
+    assert edited(TINY, "dense: 16", "dense: 12").planned()["baselines"] == 1
 
 
 def test_one_size_reruns_its_own_cells(edited: Edit) -> None:
@@ -117,3 +122,17 @@ def test_people_who_join_make_new_batches_only(fresh: Checkout) -> None:
     assert fresh.planned("shards") == {"shard_batch": 1, "manifest": 1, "shards": 1}
     fresh.snakemake("shards")
     assert (fresh.root / "results/tiny/shards/cohort/batch-0000.json").read_bytes() == first
+
+
+def test_an_encoder_goes_to_others_with_its_results_and_its_memory_checked(built: Checkout, tmp_path: Path) -> None:
+    cell = CELL.removeprefix("results/tiny/pretrain/")
+    config = ["--config", "results/tiny/config.yaml", "--cell", cell]
+    out = tmp_path / "released"
+    done = built.run("pipeline", "release", *config, "--licence", "Apache-2.0", "--output", str(out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "encoder.safetensors").read_bytes() == (built.root / CELL / "encoder.safetensors").read_bytes()
+    card = (out / "model_card.md").read_text()
+    assert "frozen-v2" in card
+    assert "too few people to say" in card or "sign of memorisation" in card
+    again = built.run("pipeline", "release", *config, "--licence", "Apache-2.0", "--output", str(out))
+    assert again.returncode == 2, "a released folder is never written over"

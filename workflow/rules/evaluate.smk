@@ -9,6 +9,7 @@ rule evaluate:
         manifests("pretrain"),
         manifests("evaluate"),
         manifests("spectra"),
+        participants("pretrain"),
         participants("evaluate"),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,
@@ -55,10 +56,13 @@ rule baselines:
     conda:
         "../envs/pipeline.yaml"
     threads: study.compute.threads
+    resources:
+        mem_mb=study.compute.memory_mb,
+        runtime=study.compute.runtime_min,
     params:
         config=CONFIG,
         version=stage_version("probe", "benchmark"),
-        settings=stage_settings(study, "baselines"),
+        settings=of_systems_job,
     shell:
         "pipeline baselines --config {params.config:q} --systems {wildcards.systems:q} --threads {threads}"
         " --output {output.probe:q} 2> {log:q}"
@@ -131,6 +135,7 @@ rule comparisons:
         benchmark=f"{RESULTS}/tables/benchmark.parquet",
         scores=f"{RESULTS}/tables/scores.parquet",
         tasks=f"{RESULTS}/tables/tasks.parquet",
+        pretrain=f"{RESULTS}/tables/pretrain.parquet",
     output:
         comparisons=f"{RESULTS}/tables/comparisons.parquet",
     log:

@@ -11,7 +11,7 @@ from pipeline.config import dump_study, expand_path, load_study
 from pipeline.errors import InputError
 from pipeline.evaluate.systems.jobs import system_jobs
 from pipeline.layout import Layout
-from pipeline.stages import stage_settings, stage_version
+from pipeline.stages import stage_settings, stage_version, system_settings
 
 CONFIG_FILES = list(workflow.overwrite_configfiles) or [Path(workflow.basedir) / "config" / "config.yaml"]
 FIGURES = [1, 2, 3, 4, 5]
@@ -188,6 +188,13 @@ def sweep_of(wildcards):
 def evaluated(pattern):
     """A file of every evaluated cell."""
     return expand(pattern, results=RESULTS, cell=cell_paths(grid.evaluated_cells(study)))
+
+
+def of_systems_job(wildcards):
+    """Settings of one job of systems outside the grid."""
+    if wildcards.systems == SYSTEM_JOBS[0]:
+        return stage_settings(study, "baselines")
+    return system_settings(study, wildcards.systems)
 
 
 def of_systems(pattern):

@@ -14,6 +14,9 @@ rule supplement_cell:
     """Scan lengths, ablations and attributions of one frozen encoder."""
     input:
         store_of("evaluate"),
+        manifests("pretrain"),
+        manifests("evaluate"),
+        participants("pretrain"),
         participants("evaluate"),
         template=rules.template.output.template,
         evaluation=rules.split.output.evaluation,

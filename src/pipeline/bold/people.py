@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,22 +88,30 @@ def write_split(
     """Fix who is evaluated, by family, and the nested orders in which the others are pretrained on.
 
     `participants` and `manifests` hold the files of each data set. The evaluation set rests on the participants
-    alone; the draws hold the pretraining people who are in no evaluated family and have a usable run.
+    alone; the draws hold the pretraining people who have a usable run and are in no family that is evaluated in any
+    data set of the same people.
     """
     tables = {name: read_people(path) for name, path in participants.items()}
     chosen = {name: _evaluation_people(study, name, tables[name]) for name in study.with_role("evaluate")}
     artefact.write_json(evaluation_set, {"people": chosen, "hash": artefact.digest(chosen)})
-    pools = [_pool(name, tables[name], manifests[name], chosen.get(name, [])) for name in study.with_role("pretrain")]
-    people = {key: row for pool in pools for key, row in pool.items()}
+    people: dict[str, dict[str, Any]] = {}
+    for name in study.with_role("pretrain"):
+        same = [other for other in study.same_people(name) if other in tables]
+        evaluated = {subject for other in same for subject in chosen.get(other, [])}
+        people |= _pool(name, tables[name], manifests[name], kin([tables[other] for other in same], evaluated))
     numbers = sorted({cell.draw for cell in all_cells(study)})
     artefact.write_json(draws, {str(number): _balanced_order(people, study.seed, number) for number in numbers})
 
 
 def _evaluation_people(study: Study, dataset: str, table: pd.DataFrame) -> list[str]:
-    """Whole families in the order of their hashes, as many people as asked for, or the most below that."""
+    """Whole families in the order of their hashes, as many people as asked for, or the most below that.
+
+    A family has one hash in all data sets of the same people, so that the same people come first in each.
+    """
+    cohort = study.cohort_of(dataset)
 
     def rank(family: str) -> str:
-        return hashlib.sha256(f"{study.seed}/{dataset}/{family}".encode()).hexdigest()
+        return hashlib.sha256(f"{study.seed}/{cohort}/{family}".encode()).hexdigest()
 
     members: dict[str, list[str]] = defaultdict(list)
     for subject, family in zip(table["subject"], table["family"], strict=True):
@@ -132,13 +140,19 @@ def fill_exactly(sizes: Sequence[int], target: int) -> list[int]:
     return kept
 
 
-def _pool(dataset: str, table: pd.DataFrame, manifest: Path, evaluated: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`dataset/subject` -> what draws are balanced on, of those who may be pretrained on."""
+def kin(tables: Sequence[pd.DataFrame], evaluated: Iterable[str]) -> set[str]:
+    """`evaluated`, and whoever is of a family of theirs by any of these tables of the same people."""
+    found = set(evaluated)
+    families = {family for table in tables for family in table["family"][table["subject"].isin(found)]}
+    return found.union(*(table["subject"][table["family"].isin(families)] for table in tables))
+
+
+def _pool(dataset: str, table: pd.DataFrame, manifest: Path, unseen: set[str]) -> dict[str, dict[str, Any]]:
+    """`dataset/subject` -> what draws are balanced on, of those who may be pretrained on: nobody of `unseen`."""
     displacement: dict[str, list[float]] = defaultdict(list)
     for entry in artefact.read_json(manifest)["runs"]:
         displacement[entry["subject"]].append(np.nan if entry["mean_fd_mm"] is None else entry["mean_fd_mm"])
-    families = set(table["family"][table["subject"].isin(evaluated)])
-    free = table[table["subject"].isin(displacement) & ~table["family"].isin(families)]
+    free = table[table["subject"].isin(displacement) & ~table["subject"].isin(unseen)]
     return {
         f"{dataset}/{row['subject']}": {
             "dataset": dataset,

@@ -17,14 +17,14 @@ from scipy.special import expit, logit
 
 from pipeline.evaluate.cohort import Task, stratum
 from pipeline.evaluate.groups import gain_row, group_rows
-from pipeline.evaluate.judged import EDGES, HEADLINE, Contest, Judged, Row, metrics, row, unit_of
+from pipeline.evaluate.judged import EDGES, Contest, Judged, Row, metrics, row, unit_of, weighed
 from pipeline.evaluate.protocols import LEAVE_SITE_OUT, LOW_SHOT, TRAINED, VERSIONS
 from pipeline.evaluate.reading import Reader
+from pipeline.evaluate.rows import HEADLINE, MEAN, OOF, PERMUTED, TOO_FEW_PEOPLE
 from pipeline.evaluate.splits import TEST, TRAIN, draw_shots, draw_splits, leave_site_out, seeded
 from pipeline.evaluate.statistics import calibration, logit_interval, resampled_error, smaller_class
 from pipeline.intervals import Interval, at_the_edge, group_weights, percentile_interval
 
-MEAN, SUMMARY, PERMUTED = "mean", "oof", "permuted"
 TRAINED_SHUFFLES = 5  # of targets, one split each
 LEAST_RANGE = 0.02  # of probabilities: a slope of calibration against less is noise
 
@@ -80,7 +80,7 @@ def _spread(score_M: np.ndarray) -> float:
 def missing_rows(task: Task, protocol: str) -> list[Row]:
     """Gaps for a system whose features are not finite."""
     n = len(task.target_M)
-    return [row(task, protocol, metric, split, np.nan, n) for metric in metrics(task.kind) for split in (MEAN, SUMMARY)]
+    return [row(task, protocol, metric, split, np.nan, n) for metric in metrics(task.kind) for split in (MEAN, OOF)]
 
 
 def split_rows(contest: Contest, judged: Judged, names: Sequence[str], protocol: str | None = None) -> list[Row]:
@@ -117,15 +117,7 @@ def mean_over_splits(
     splits = range(len(judged.parts_SM))
     worth_SR = drawn_SR * np.array([judged.worth(split, weights_RM) for split in splits])
     by_split = [judged.split_metrics(split, weights_RM, only) for split in splits]
-    return {metric: _weighed(np.array([each[metric] for each in by_split]), worth_SR) for metric in by_split[0]}
-
-
-def _weighed(value_SR: np.ndarray, worth_SR: np.ndarray) -> np.ndarray:
-    worth_SR = np.where(np.isfinite(value_SR), worth_SR, 0)
-    total_R = worth_SR.sum(0)
-    return np.where(
-        total_R > 0, (np.nan_to_num(value_SR) * worth_SR).sum(0) / np.where(total_R > 0, total_R, 1), np.nan
-    )
+    return {metric: weighed(np.array([each[metric] for each in by_split]), worth_SR) for metric in by_split[0]}
 
 
 def interval(contest: Contest, metric: str, value_R: np.ndarray, fewer: int = 0) -> Interval:
@@ -146,11 +138,11 @@ def _oof_rows(contest: Contest, judged: Judged, weights_RM: np.ndarray) -> list[
     task, protocol, tested = contest.task, contest.protocol, judged.tested_M
     n, found = int(tested.sum()), []
     for metric, value_R in judged.averaged_metrics(weights_RM).items():
-        found.append(row(task, protocol, metric, SUMMARY, interval(contest, metric, value_R), n))
+        found.append(row(task, protocol, metric, OOF, interval(contest, metric, value_R), n))
     if judged.kind == "classes" and np.ptp(judged.probability_M[tested]) > LEAST_RANGE:
         slope, intercept = calibration(task.target_M[tested], judged.probability_M[tested])
-        found.append(row(task, protocol, "calibration_slope", SUMMARY, slope, n))
-        found.append(row(task, protocol, "calibration_intercept", SUMMARY, intercept, n))
+        found.append(row(task, protocol, "calibration_slope", OOF, slope, n))
+        found.append(row(task, protocol, "calibration_intercept", OOF, intercept, n))
     return found
 
 
@@ -171,8 +163,10 @@ def _permuted_row(contest: Contest, reader: Reader, splits: int) -> Row:
         labels_M = stratum(target_M, task.kind)
         parts_SM = draw_splits(labels_M, task.families_M, each, *shares, rng, where)
         judged = judge(reader, task._replace(target_M=target_M), parts_SM)
-        values.append(judged.averaged_metrics(np.ones((1, len(target_M))))[HEADLINE[task.kind]][0])
-    chance = percentile_interval(float(np.nanmean(values)), np.array(values), settings.confidence)
+        metric = HEADLINE[task.kind]
+        values.append(mean_over_splits(judged, np.ones((1, len(target_M))), metric)[metric][0])
+    known = [value for value in values if np.isfinite(value)]
+    chance = percentile_interval(float(np.mean(known)) if known else np.nan, np.array(values), settings.confidence)
     return row(task, contest.protocol, HEADLINE[task.kind], PERMUTED, chance, len(task.target_M))
 
 
@@ -198,7 +192,7 @@ def _low_shot_row(contest: Contest, reader: Reader, shots: int, weights_RM: np.n
     try:
         parts_SM = draw_shots(task.labels_M, task.families_M, shots, settings.low_shot_draws, rng)
     except ValueError:
-        return {**row(task, LOW_SHOT, "auroc", name, np.nan, 0), "status": "too_few_people"}
+        return {**row(task, LOW_SHOT, "auroc", name, np.nan, 0), "status": TOO_FEW_PEOPLE}
     drawn_SR = np.ones((len(parts_SM), len(weights_RM)))
     drawn_SR[:, 1:] = group_weights(len(parts_SM), len(weights_RM) - 1, seeded(task.key, name, "draws")).T
     mean_R = mean_over_splits(judge(reader, task, parts_SM), weights_RM, "auroc", drawn_SR)["auroc"]

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artefact import digest, read_json
-from pipeline.bold.people import read_people
+from pipeline.bold.people import kin, read_people
 from pipeline.config import Dataset, Phenotype, Study
 from pipeline.errors import InputError
-from pipeline.evaluate.splits import draw_splits, seeded
+from pipeline.evaluate.splits import draw_splits, halving, seeded
 
 Paths = Mapping[str, str | Path]
 Kind: TypeAlias = Literal["classes", "number"]
@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
     @property
     def labels_M(self) -> np.ndarray:
-        """0/1: the class, or whether a number lies above the median; splits are balanced on it."""
+        """0/1: the class, or whether a number lies in the upper half; splits are balanced on it."""
         return stratum(self.target_M, self.kind)
 
     @property
@@ -54,8 +54,8 @@ class Task(NamedTuple):
 
 
 def stratum(target_M: np.ndarray, kind: Kind) -> np.ndarray:
-    """0/1 of a class, or whether a number lies above the median."""
-    return (target_M > np.median(target_M) if kind == "number" else target_M).astype(int)
+    """0/1 of a class, or whether a number lies in the upper half."""
+    return (target_M > halving(target_M) if kind == "number" else target_M).astype(int)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,22 @@ class Cohort:
     tasks: list[Task]
     key: str  # seeds what is drawn for no task
     members: Mapping[str, list[str]]  # data set -> its evaluation people, those without a run too
+    same_people: tuple[str, ...] = ()  # data sets in which the same people may also be, under the same ids
+
+    @property
+    def aliases(self) -> list[str]:
+        """Data sets under whose names its people go: its own, and those of the same people."""
+        return sorted({*self.members, *self.same_people})
+
+    @property
+    def subjects(self) -> set[str]:
+        """Ids of everybody evaluated."""
+        return {subject for people in self.members.values() for subject in people}
 
     @property
     def names(self) -> list[str]:
-        """`dataset/subject` of everybody evaluated; of a state, under the name of each of its data sets."""
-        subjects = {subject for people in self.members.values() for subject in people}
-        return sorted(f"{dataset}/{subject}" for dataset in self.members for subject in subjects)
+        """`dataset/subject` of everybody evaluated, under the name of every data set of the same people."""
+        return sorted(f"{dataset}/{subject}" for dataset in self.aliases for subject in self.subjects)
 
     @property
     def folders(self) -> list[Path]:
@@ -167,6 +177,7 @@ def _load(study: Study, dataset: str, chosen: Mapping[str, Any], manifest: Path,
         dataset=dataset,
         settings=study.datasets[dataset],
         members={dataset: people},
+        same_people=tuple(study.same_people(dataset)),
         simulated=study.datasets[dataset].simulated,
         people=table.loc[subjects],
         runs=runs,
@@ -188,9 +199,10 @@ def _state(study: Study, name: str, positive: Cohort, negative: Cohort) -> Cohor
     people[name] = np.repeat([1, 0], [len(frame) for frame in frames])
     settings = positive.settings.model_copy(update={"labels": {}})
     return Cohort(
-        dataset=f"{positive.dataset}_{negative.dataset}",
+        dataset=study.evaluate.states[name].joined,
         settings=settings,
         members={**positive.members, **negative.members},
+        same_people=positive.same_people,
         simulated=positive.simulated or negative.simulated,
         people=people,
         runs=[*positive.runs, *negative.runs],
@@ -220,22 +232,19 @@ def _task(study: Study, where: str, name: str, kind: Kind, people: pd.DataFrame,
 
 
 def require_unseen(cohort: Cohort, trained_on: Sequence[str], participants: Paths, where: str | Path) -> None:
-    """Refuse an encoder that was pretrained on an evaluation person, or on somebody of their family.
+    """Refuse an encoder pretrained on an evaluation person or their family, in any data set of the same people.
 
     Parameters
     ----------
     trained_on : people as `dataset/subject`.
+    participants : tables of people; families are taken from those of the cohort and of data sets of the same people.
     """
-    trained = set(trained_on)
-    for dataset in cohort.members:
-        table = read_people(Path(participants[dataset])).set_index("subject")
-        evaluated = [name.split("/")[1] for name in cohort.names if name.startswith(f"{dataset}/")]
-        families = table["family"].reindex(evaluated).dropna()
-        kin = [*evaluated, *table.index[table["family"].isin(families)]]
-        if seen := sorted({f"{dataset}/{subject}" for subject in kin} & trained):
-            found = f"{len(seen)} evaluation people or relatives of theirs, '{seen[0]}' among them"
-            hint = "Run the split, then the cell again."
-            raise InputError(where, found, "nobody of their families pretrained on", hint)
+    tables = [read_people(Path(participants[dataset])) for dataset in cohort.aliases if dataset in participants]
+    unseen = kin(tables, cohort.subjects)
+    if seen := sorted({f"{dataset}/{subject}" for dataset in cohort.aliases for subject in unseen} & set(trained_on)):
+        found = f"{len(seen)} evaluation people or relatives of theirs, '{seen[0]}' among them"
+        hint = "Run the split, then the cell again."
+        raise InputError(where, found, "nobody of their families pretrained on", hint)
 
 
 def require_other_scans(cohort: Cohort, trained_on: Sequence[str], manifests: Paths, where: str | Path) -> None:

@@ -22,9 +22,11 @@ from pipeline.config import Study
 from pipeline.errors import InputError
 from pipeline.evaluate import stage
 from pipeline.evaluate.cohort import Cohort, Paths, load_cohorts, require_other_scans, require_unseen
+from pipeline.evaluate.device import device_of
 from pipeline.evaluate.features import Resampled, at_tr, cached, encode_runs, pool
 from pipeline.evaluate.judged import Row
 from pipeline.evaluate.reading import RunFeatures
+from pipeline.evaluate.rows import ATTENTIVE, FINE_TUNED, TIME_SHUFFLED
 from pipeline.evaluate.splits import seeded
 from pipeline.evaluate.stage import Rows
 from pipeline.grid import RANDOM, Cell, cell_datasets, encodes_shuffled, first_of_largest
@@ -33,8 +35,6 @@ from pipeline.pretrain.engine.checkpoint import load_cell
 from pipeline.pretrain.rasters import raster_of
 from pipeline.stages import VERSIONS
 from pipeline.tables import cell_columns
-
-SHUFFLED, FINE_TUNED, ATTENTIVE = "time_shuffled", "fine_tuned", "attentive"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +61,24 @@ class Frozen:
         expected = {field: value for field, value in self.contract.items() if field != "tr_s"}
         return [Shard.open(path, expected) for path in cohort.folders]
 
+    def require_strangers(self, cohort: Cohort, participants: Paths, raw_manifests: Paths) -> None:
+        """Refuse it where it saw an evaluated person, a relative of theirs, or their scan under another name."""
+        require_unseen(cohort, self.trained_on, participants, self.folder)
+        require_other_scans(cohort, self.trained_on, raw_manifests, self.folder)
+
     def scans(self, cohort: Cohort) -> list[Shard | Resampled]:
         """The runs at the encoder's TR."""
         return [at_tr(shard, self.contract["tr_s"]) for shard in self.shards(cohort)]
 
     def features(self, cohort: Cohort, shuffled: bool) -> RunFeatures:
         """Features of every run, encoded once and kept."""
-        settings, shuffle = self.study.evaluate, seeded(cohort.key, SHUFFLED) if shuffled else None
+        settings, shuffle = self.study.evaluate, seeded(cohort.key, TIME_SHUFFLED) if shuffled else None
         scan = {"frames": settings.frames, "tr_s": self.contract["tr_s"]}
         sources = [run["manifest"] for run in cohort.runs]
         weights = sha256_file(self.folder / "encoder.safetensors")
-        seed = [cohort.key, SHUFFLED] if shuffled else None
+        seed = [cohort.key, TIME_SHUFFLED] if shuffled else None
         key = digest([weights, sources, self.context, scan, seed, VERSIONS["benchmark"]])
-        name = f"{cohort.dataset}-{SHUFFLED}.npz" if shuffled else f"{cohort.dataset}.npz"
+        name = f"{cohort.dataset}-{TIME_SHUFFLED}.npz" if shuffled else f"{cohort.dataset}.npz"
         kept = None if self.features_folder is None else self.features_folder / name
         shards = self.shards(cohort)  # opened, and so checked, whether features are kept or not
         clips = cached(
@@ -120,8 +125,7 @@ def evaluate_cell(
     frozen = open_frozen(study, cell, pretrain_folder, template, draws, features_folder, flatmap_folder)
     rows: list[Rows] = []
     for cohort in cohorts:
-        require_unseen(cohort, frozen.trained_on, participants, frozen.folder)
-        require_other_scans(cohort, frozen.trained_on, raw_manifests, frozen.folder)
+        frozen.require_strangers(cohort, participants, raw_manifests)
         rows += _of_cohort(frozen, cohort)
     files = {"encoder": frozen.folder / "encoder.safetensors", "evaluation_set": evaluation_set}
     more = {"resampled": {cohort.dataset: frozen.resampled(cohort) for cohort in cohorts}}
@@ -145,6 +149,7 @@ def open_frozen(
     """
     folder = Path(pretrain_folder)
     model, metadata = load_cell(folder)
+    model.to(device_of(study))
     summary = read_json(folder / "summary.json")
     return Frozen(
         study=study,
@@ -176,7 +181,7 @@ def _of_cohort(frozen: Frozen, cohort: Cohort) -> Iterator[Rows]:
     yield stage.read_features(study, cohort, about, frozen.features(cohort, shuffled=False))
     if encodes_shuffled(study, cell):
         features = frozen.features(cohort, shuffled=True)
-        yield stage.read_features(study, cohort, _renamed(about, SHUFFLED), features)
+        yield stage.read_features(study, cohort, _renamed(about, TIME_SHUFFLED), features)
     settings = study.evaluate.supervised
     if "trained" not in study.evaluate.protocols or frozen.status == "diverged":
         return
@@ -202,7 +207,7 @@ def _attentive(frozen: Frozen, cohort: Cohort, about: Row) -> Iterator[Rows]:
     tokens_NLD = stack_tokens(tokens_RLD, cohort.person_R)
     for task in (task for task in cohort.tasks if stage.learns(study, task)):
         key = digest([task.key, frozen.cell.path, ATTENTIVE])
-        reader = attentive_reader(tokens_NLD[task.rows_M], settings.supervised, task.kind, key)
+        reader = attentive_reader(tokens_NLD[task.rows_M], settings.supervised, task.kind, key, device_of(study))
         yield stage.read(study, cohort, task, about, reader, trained=True)
 
 

@@ -8,6 +8,7 @@ from pipeline.config import Evaluate
 from pipeline.evaluate.judged import Row, row
 from pipeline.evaluate.probes.identity import discriminant, identify, similarity
 from pipeline.evaluate.protocols import IDENTITY
+from pipeline.evaluate.rows import OOF, PERMUTED
 from pipeline.evaluate.splits import seeded
 from pipeline.intervals import bootstrap_interval, percentile_interval
 
@@ -28,15 +29,15 @@ def identity_rows(
     rows = []
     for metric, values_N in zip(METRICS, found, strict=True):
         value = bootstrap_interval(values_N, families_N, settings.confidence, settings.bootstrap, rng)
-        rows.append(row(TASK, IDENTITY, metric, "oof", value, n))
+        rows.append(row(TASK, IDENTITY, metric, OOF, value, n))
     shuffled = [identify(similarity_NN, rng.permutation(n)) for _ in range(settings.permutations)]
     for metric, values_S in zip(METRICS, zip(*shuffled, strict=True), strict=True):
         means_S = np.array([values_N.mean() for values_N in values_S])
         chance = percentile_interval(float(means_S.mean()), means_S, settings.confidence)
-        rows.append(row(TASK, IDENTITY, metric, "permuted", chance, n))
+        rows.append(row(TASK, IDENTITY, metric, PERMUTED, chance, n))
     return rows
 
 
 def missing_identity(n: int) -> list[Row]:
     """Gaps for a system whose features are not finite."""
-    return [row(TASK, IDENTITY, metric, "oof", np.nan, n) for metric in METRICS]
+    return [row(TASK, IDENTITY, metric, OOF, np.nan, n) for metric in METRICS]

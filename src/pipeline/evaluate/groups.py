@@ -11,8 +11,9 @@ from itertools import pairwise
 import numpy as np
 from scipy.special import expit
 
-from pipeline.evaluate.judged import HEADLINE, Contest, Judged, Row, row
+from pipeline.evaluate.judged import Contest, Judged, Row, row, weighed
 from pipeline.evaluate.probes.linear import balanced_weights, fit_logistic, standardise
+from pipeline.evaluate.rows import HEADLINE, MEAN, TOO_FEW_PEOPLE, WITHIN_SITE
 from pipeline.evaluate.splits import TEST
 from pipeline.evaluate.statistics import logit_interval, resampled_error, weighted_auroc
 from pipeline.intervals import Interval, percentile_interval
@@ -20,7 +21,6 @@ from pipeline.intervals import Interval, percentile_interval
 LEAST = 5  # people a class (or twice as many with a number), below which a group's value is a gap
 STRENGTH = 1.0  # C of the logistic regression that joins confounds and score: few features, so it hardly matters
 BANDS = 3  # of ages
-WITHIN_SITE = "within site"
 
 
 def groups_of(known: Mapping[str, np.ndarray], task: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -64,15 +64,15 @@ def group_rows(contest: Contest, judged: Judged, weights_RM: np.ndarray) -> list
     rows = []
     for name, among_M in groups_of(contest.known, task.name):
         n = int((among_M & judged.tested_M).sum())
-        found, status = Interval(np.nan, np.nan, np.nan), {"status": "too_few_people"}
+        found, status = Interval(np.nan, np.nan, np.nan), {"status": TOO_FEW_PEOPLE}
         if enough(contest, judged, among_M):
             found, status = _value(contest, judged, [among_M], weights_RM), {}
-        rows.append({**row(task, protocol, metric, "mean", found, n, group=name), **status})
+        rows.append({**row(task, protocol, metric, MEAN, found, n, group=name), **status})
     sites = sorted({*task.site_M.tolist()} - {""})
     if task.kind == "classes" and len(sites) > 1:
         found = _value(contest, judged, [task.site_M == site for site in sites], weights_RM)
         n = int((judged.tested_M & (task.site_M != "")).sum())
-        rows.append(row(task, protocol, metric, "mean", found, n, group=WITHIN_SITE))
+        rows.append(row(task, protocol, metric, MEAN, found, n, group=WITHIN_SITE))
     return rows
 
 
@@ -113,7 +113,7 @@ def auroc_inside(judged: Judged, groups: Sequence[np.ndarray], weights_RM: np.nd
 
 
 def gain_row(contest: Contest, judged: Judged, weights_RM: np.ndarray) -> list[Row]:
-    """AUROC of confounds and score together minus that of confounds alone, mean over splits.
+    """AUROC of confounds and score together minus that of confounds alone, mean over splits as of any metric.
 
     Both are logistic regressions fitted on people outside the test part, with scores by fits that did not see them. A
     system without such scores has no row, nor has a number.
@@ -121,24 +121,24 @@ def gain_row(contest: Contest, judged: Judged, weights_RM: np.ndarray) -> list[R
     task, confounds_MD = contest.task, contest.confounds_MD
     if task.kind != "classes" or not confounds_MD.shape[1]:
         return []
-    gains_SR = []
+    gains_SR, worth_SR = [], []
     for split, part_M in enumerate(judged.parts_SM):
         inner_M, tested = judged.inner_SM[split], part_M == TEST
         fitted_on = np.isfinite(inner_M) & ~tested
         if min((task.target_M[fitted_on] == label).sum() for label in (0, 1)) < LEAST:
-            return []
+            n = int((judged.parts_SM == TEST).any(0).sum())
+            return [{**row(task, contest.protocol, "auroc_gain", MEAN, np.nan, n), "status": TOO_FEW_PEOPLE}]
         both_M = np.where(tested, judged.score_SM[split], inner_M)
         alone_M = _joined(confounds_MD, task.target_M, fitted_on)
         together_M = _joined(np.column_stack([confounds_MD, both_M]), task.target_M, fitted_on)
         weights, labels = weights_RM[:, tested], task.target_M[tested]
         with_score_R = weighted_auroc(labels, together_M[tested], weights)
         gains_SR.append(with_score_R - weighted_auroc(labels, alone_M[tested], weights))
-    gain_SR = np.array(gains_SR)
-    known_R = np.isfinite(gain_SR).sum(0)
-    gain_R = np.where(known_R > 0, np.nan_to_num(gain_SR).sum(0) / np.maximum(known_R, 1), np.nan)
+        worth_SR.append(judged.worth(split, weights_RM))
+    gain_R = weighed(np.array(gains_SR), np.array(worth_SR))
     found = percentile_interval(float(gain_R[0]), gain_R[1:], contest.settings.confidence)
     n = int((judged.parts_SM == TEST).any(0).sum())
-    return [row(task, contest.protocol, "auroc_gain", "mean", found, n)]
+    return [row(task, contest.protocol, "auroc_gain", MEAN, found, n)]
 
 
 def _joined(features_MD: np.ndarray, target_M: np.ndarray, fitted_on_M: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.config import Evaluate
 from pipeline.evaluate.cohort import Kind, Task
+from pipeline.evaluate.rows import ALL
 from pipeline.evaluate.splits import TEST, seeded
 from pipeline.evaluate.statistics import brier, regression_scores, weighted_auroc, weighted_balanced_accuracy
 from pipeline.intervals import Interval, family_weights
@@ -21,9 +22,7 @@ from pipeline.tables import NONE
 
 Row = dict[str, Any]
 
-HEADLINE: dict[Kind, str] = {"classes": "auroc", "number": "pearson_r"}
 EDGES = {"auroc", "balanced_accuracy"}  # shares, whose resamples have no spread at 0 and 1
-ALL = "all"  # the group of everybody
 UNITS = {"top1": "share of people", "mean_rank": "share of other people", "mse": "label squared", "mae": "label"}
 
 
@@ -144,6 +143,15 @@ class Judged:
             "balanced_accuracy": weighted_balanced_accuracy,
         }
         return {metric: made[metric](target, said if metric == "brier" else score, weights) for metric in asked}
+
+
+def weighed(value_SR: np.ndarray, worth_SR: np.ndarray) -> np.ndarray:
+    """(R,) mean over splits by their worth; those without a value count for nothing, and NaN where none has one."""
+    worth_SR = np.where(np.isfinite(value_SR), worth_SR, 0)
+    total_R = worth_SR.sum(0)
+    return np.where(
+        total_R > 0, (np.nan_to_num(value_SR) * worth_SR).sum(0) / np.where(total_R > 0, total_R, 1), np.nan
+    )
 
 
 def _mean_of_tested(value_SM: np.ndarray) -> np.ndarray:

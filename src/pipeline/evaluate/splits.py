@@ -26,6 +26,18 @@ def seeded(*key: Any) -> np.random.Generator:
     return np.random.default_rng(int(digest(list(key)), 16))
 
 
+def halving(values_N: np.ndarray) -> float:
+    """The cut that leaves most nearly half of the values above it: the median, but for a floor or ceiling that many
+    share.
+    """
+    levels = np.unique(values_N)
+    if len(levels) < 2:
+        return float(levels[0])
+    cuts = levels[:-1]
+    above = len(values_N) - np.searchsorted(np.sort(values_N), cuts, side="right")
+    return float(cuts[np.abs(above - len(values_N) / 2).argmin()])
+
+
 def partition(
     labels_N: np.ndarray, families_N: np.ndarray, shares: Sequence[float], rng: np.random.Generator
 ) -> np.ndarray:

@@ -17,13 +17,14 @@ import pandas as pd
 from pipeline.artefact import provenance, read_json, write_table
 from pipeline.bold.template import load_template
 from pipeline.config import Study
-from pipeline.evaluate.benchmark import MEAN, PERMUTED, SUMMARY, complete, missing_rows, protocol_of, read_task
+from pipeline.evaluate.benchmark import complete, missing_rows, protocol_of, read_task
 from pipeline.evaluate.cohort import Cohort, Paths, Task, hidden_name, load_cohorts
 from pipeline.evaluate.fingerprint import identity_rows, missing_identity
 from pipeline.evaluate.judged import Contest, Judged, Row
 from pipeline.evaluate.probes.linear import linear_reader
 from pipeline.evaluate.protocols import VERSIONS as PROTOCOLS
 from pipeline.evaluate.reading import Reader, RunFeatures
+from pipeline.evaluate.rows import ALL, MEAN, NOT_FINITE, OOF, PERMUTED
 from pipeline.evaluate.splits import leave_site_out
 from pipeline.evaluate.statistics import minimal_detectable_difference
 from pipeline.evaluate.systems import System
@@ -95,7 +96,7 @@ def read(study: Study, cohort: Cohort, task: Task, about: Row, reader: Reader, t
     """One system on one task by every protocol."""
     found, judged = read_task(contest_of(study, cohort, task, trained), reader)
     rows = complete(about, found)
-    summaries = [row for row in rows if row["split"] in (MEAN, SUMMARY, PERMUTED) and row["group"] == "all"]
+    summaries = [row for row in rows if row["split"] in (MEAN, OOF, PERMUTED) and row["group"] == ALL]
     scores = _score_rows(study, cohort, task, {**about, "protocol": protocol_of(trained)}, judged)
     return Rows(summaries, rows, scores, [])
 
@@ -111,7 +112,8 @@ def read_features(study: Study, cohort: Cohort, about: Row, features: RunFeature
             reader = linear_reader(features_MD, task.families_M, study.evaluate.penalties, task.kind, harmonise)
             parts.append(read(study, cohort, task, about, reader))
         else:
-            gaps = complete(about, missing_rows(task, protocol_of(False)))
+            why = NOT_FINITE if about["status"] == "completed" else about["status"]
+            gaps = complete({**about, "status": why}, missing_rows(task, protocol_of(False)))
             parts.append(Rows(gaps, gaps, [], []))
     return merge([*parts, read_identity(study, cohort, about, features.short_RKD)])
 
@@ -144,7 +146,8 @@ def task_rows(study: Study, cohorts: Sequence[Cohort], evaluation_set: str | Pat
             negative = len(task.labels_M) - positive
             numbers = {"n": len(task.target_M), "families": len(np.unique(task.families_M)), "positive": positive}
             numbers |= {"negative": negative, "tuning": settings.tuning}
-            found = minimal_detectable_difference(positive, negative) if task.kind == "classes" else np.nan
+            independent = [len(np.unique(task.families_M[task.labels_M == label])) for label in (1, 0)]
+            found = minimal_detectable_difference(*independent) if task.kind == "classes" else np.nan
             for name in settings.protocols:
                 if name == "trained" and not learns(study, task):
                     continue

@@ -51,7 +51,7 @@ def forest(axes: Axes, view: View, task: TaskView, letter: str, named: bool) -> 
     axes.axvline(CHANCE[task.metric], color=style.GREY, ls="--", lw=0.9, zorder=1)
     axes.set_xlabel(AXIS[task.metric])
     axes.set_xlim(*_limits(view, task.metric))
-    return pd.concat(shown)
+    return pd.concat(shown) if shown else pd.DataFrame()
 
 
 def _limits(view: View, metric: str) -> tuple[float, float]:

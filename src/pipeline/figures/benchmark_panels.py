@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 
 from pipeline.evaluate.comparison.lines import REFERENCE, Line, main_rows, pick
 from pipeline.evaluate.protocols import LEAVE_SITE_OUT, LOW_SHOT
+from pipeline.evaluate.rows import ALL, MEAN, WITHIN_SITE
 from pipeline.evaluate.statistics import calibration_curve
 from pipeline.figures import style
-from pipeline.figures.benchmark_view import AXIS, CHANCE, TaskView, View, mean_of
+from pipeline.figures.benchmark_view import AXIS, CHANCE, TaskView, View, gap_of, mean_of
 from pipeline.figures.select import numbers
 
-WITHIN_SITE = "within site"
+NOBODY_SHOWN = "no system to show"
 MOST_SITES = 12  # in the panel of groups, those with most people
 MOST_BINS, BIN_PEOPLE = 10, 20  # of predicted probability; people a bin, at least
 NETWORK_COLOUR, CONNECTOME_COLOUR, CONFOUND_COLOUR = "#7B4B2A", "#5B6770", "#9A9A9A"
@@ -43,17 +44,22 @@ def curve_style(view: View, line: Line) -> dict[str, Any]:
 
 
 def has_low_shot(view: View) -> bool:
-    """Whether any task was learnt from few people."""
-    return any(len(pick(each.rows, protocol=LOW_SHOT)) for each in view.tasks)
+    """Whether any task was learnt from few people by a system that curves show."""
+    return any(with_values(view, pick(each.rows, protocol=LOW_SHOT)) for each in view.tasks)
+
+
+def with_values(view: View, rows: pd.DataFrame) -> list[Line]:
+    """The systems that curves show which have a value among these rows."""
+    return [line for line in view.highlights if line.rows(rows)["value"].notna().any()]
 
 
 def low_shot(axes: Axes, view: View, task: TaskView, letter: str, first: bool) -> pd.DataFrame:
     """AUROC against labelled people a class on a logarithmic axis, and with everybody in the training part."""
     shots, rows = list(view.study.evaluate.low_shot), pick(task.rows, protocol=LOW_SHOT)
-    if rows["value"].isna().all():
-        style.nothing(axes, "not run with few people")
+    lines = with_values(view, rows)
+    if not lines:
+        style.nothing(axes, "not run with few people" if rows["value"].isna().all() else NOBODY_SHOWN)
         return pd.DataFrame()
-    lines = [line for line in view.highlights if line.rows(rows)["value"].notna().any()]
     everybody, shown = 3.0 * max(shots), []
     for rank, line in enumerate(lines):
         dodge = 1.045 ** (rank - (len(lines) - 1) / 2)
@@ -111,8 +117,8 @@ def calibration(axes: Axes, view: View, task: TaskView, letter: str, first: bool
 
 
 def has_sites(view: View) -> bool:
-    """Whether any task has people of several sites."""
-    return any(len(_site_rows(each)) for each in view.tasks)
+    """Whether any task has people of several sites, and a value of a system that curves show."""
+    return any(with_values(view, _site_rows(each)) for each in view.tasks)
 
 
 def _site_rows(task: TaskView) -> pd.DataFrame:
@@ -121,16 +127,16 @@ def _site_rows(task: TaskView) -> pd.DataFrame:
 
 def sites(axes: Axes, view: View, task: TaskView, letter: str, first: bool) -> pd.DataFrame:
     """Of each line: random splits, sites that nobody was trained on, and pairs of people of one site."""
-    if _site_rows(task).empty:
-        style.nothing(axes, "people of one site")
+    if not with_values(view, _site_rows(task)):
+        style.nothing(axes, "people of one site" if _site_rows(task).empty else NOBODY_SHOWN)
         return pd.DataFrame()
     lines, shown = view.highlights, []
     for place, line in enumerate(lines):
         others = line.rows(_site_rows(task))
         parts = {
             "o": task.summary(line),
-            "s": pick(others, protocol=LEAVE_SITE_OUT, split="mean", metric=task.metric),
-            "|": pick(others, group=WITHIN_SITE),
+            "s": pick(others, protocol=LEAVE_SITE_OUT, split=MEAN, metric=task.metric),
+            "|": pick(others, group=WITHIN_SITE, split=MEAN, metric=task.metric),
         }
         values = [mean_of(part, line).value for part in parts.values()]
         colour = curve_style(view, line)["color"]
@@ -148,7 +154,7 @@ def sites(axes: Axes, view: View, task: TaskView, letter: str, first: bool) -> p
                 mew=1.6 if marker == "|" else 1,
             )
         if not np.isfinite(values).any():
-            _gap(axes, place)
+            _gap(axes, place, task.gap(line))
         shown += [part.assign(place=place, line=line.label) for part in parts.values()]
     style.forest_rows(axes, [_short(line) for line in lines])
     axes.tick_params(axis="y", labelsize=7, labelleft=first)
@@ -163,9 +169,9 @@ def _short(line: Line) -> str:
     return re.sub(r" \([^)]*\)", "", line.label) if len(line.label) > 26 else line.label
 
 
-def _gap(axes: Axes, place: float) -> None:
+def _gap(axes: Axes, place: float, told: str) -> None:
     at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
-    axes.text(0.5, place, "gap", **at, color=style.GREY, fontsize=6.5)
+    axes.text(0.5, place, told, **at, color=style.GREY, fontsize=6)
 
 
 # --- groups of people ----------------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def _gap(axes: Axes, place: float) -> None:
 
 def group_names(task: TaskView) -> list[tuple[str, int]]:
     """Groups of people of a task and how many are in each: sex, age, motion, then the largest sites."""
-    rows = task.rows[~task.rows["group"].isin(["all", WITHIN_SITE])]
+    rows = task.rows[~task.rows["group"].isin([ALL, WITHIN_SITE])]
     counts = rows.groupby("group", sort=False)["n"].max()
     sites = [name for name in counts.index if name.startswith("site ")]
     large = set(counts[sites].nlargest(MOST_SITES).index) if sites else set()
@@ -181,13 +187,18 @@ def group_names(task: TaskView) -> list[tuple[str, int]]:
     return [(name, int(counts[name])) for name in (*others, *(site for site in sites if site in large))]
 
 
+def group_lines(view: View) -> list[Line]:
+    """The best encoder and the best simple system over all tasks."""
+    return [line for line in (view.best("encoder"), view.best("simple")) if line is not None]
+
+
 def groups(axes: Axes, view: View, task: TaskView, letter: str, _first: bool) -> pd.DataFrame:
-    """The best encoder and the best simple system over all tasks, in each group of people."""
-    named, shown = group_names(task), []
-    if not named:
-        style.nothing(axes, "nothing is known of its people")
+    """Value of `group_lines` in each group of people: for classes over pairs inside a split."""
+    named, lines, shown = group_names(task), group_lines(view), []
+    gaps: dict[int, dict[float, str]] = {}
+    if not named or not lines:
+        style.nothing(axes, NOBODY_SHOWN if named else "nothing is known of its people")
         return pd.DataFrame()
-    lines = [line for line in (view.best("encoder"), view.best("simple")) if line is not None]
     for rank, line in enumerate(lines):
         drawn, rows = curve_style(view, line), main_groups(line, task)
         for place, (name, _) in enumerate(named):
@@ -198,8 +209,12 @@ def groups(axes: Axes, view: View, task: TaskView, letter: str, _first: bool) ->
                 point.value, at, xerr=bar, fmt=drawn["marker"], color=drawn["color"], ms=3.2, elinewidth=0.8, capsize=0
             )
             shown.append(part.assign(place=place, line=line.label))
-            if not np.isfinite(point.value) and rank == 0:
-                _gap(axes, place)
+            if not np.isfinite(point.value):
+                gaps.setdefault(place, {})[at] = gap_of(part) if len(part) else task.gap(line)
+    for place, told in gaps.items():
+        common = len(told) == len(lines)  # one word in the middle, where there would be two over each other
+        for at, why in {place: ", ".join(dict.fromkeys(told.values()))}.items() if common else told.items():
+            _gap(axes, at, why)
     style.forest_rows(axes, [f"{name} ({n:,})" for name, n in named])
     axes.tick_params(axis="y", labelsize=6.5)
     axes.axvline(CHANCE[task.metric], color=style.GREY, ls="--", lw=0.9)
@@ -210,4 +225,4 @@ def groups(axes: Axes, view: View, task: TaskView, letter: str, _first: bool) ->
 
 def main_groups(line: Line, task: TaskView) -> pd.DataFrame:
     """A line's rows of groups."""
-    return pick(line.rows(task.rows), split="oof", metric=task.metric)
+    return pick(line.rows(task.rows), split=MEAN, metric=task.metric)

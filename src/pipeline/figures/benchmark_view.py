@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison.compare import HEADLINE, SIGNIFICANT, Role, task_names
+from pipeline.evaluate.comparison.compare import SIGNIFICANT, Role, task_names
 from pipeline.evaluate.comparison.lines import COMPLETED, REFERENCE, Kind, Line, lineup, main_rows, pick
 from pipeline.evaluate.protocols import FROZEN, TRAINED
+from pipeline.evaluate.rows import ALL, HEADLINE, MEAN
 from pipeline.intervals import Interval
 
 TABLES = ("benchmark", "scores", "tasks", "comparisons", "pretrain")
@@ -70,7 +71,7 @@ class TaskView:
 
     @cached_property
     def _means(self) -> pd.DataFrame:
-        return pick(self.rows, split="mean", group="all")
+        return pick(self.rows, split=MEAN, group=ALL)
 
     @cached_property
     def _summaries(self) -> dict[tuple[str, str], pd.DataFrame]:
@@ -97,8 +98,7 @@ class TaskView:
 
     def gap(self, line: Line) -> str:
         """Why a line has no value here: the status of its rows, or that it was not run."""
-        odd = [status for status in dict.fromkeys(self.summary(line)["status"]) if status != COMPLETED]
-        return f"gap ({', '.join(odd).replace('_', ' ')})" if odd else "gap"
+        return gap_of(self.summary(line))
 
     def best(self, lines: list[Line], *kinds: Kind) -> Line | None:
         """The line of these kinds with the highest value here."""
@@ -116,6 +116,12 @@ class TaskView:
         row = rows.iloc[0]
         difference = Interval(row["difference"], row["low"], row["high"])
         return Verdict(row["against"], difference, float(row["p_holm"]), int(row["splits"]))
+
+
+def gap_of(rows: pd.DataFrame) -> str:
+    """`gap (too few people)`: by the statuses of rows without a value."""
+    odd = [str(status) for status in dict.fromkeys(rows["status"]) if status != COMPLETED]
+    return f"gap ({', '.join(odd).replace('_', ' ')})" if odd else "gap"
 
 
 def mean_of(rows: pd.DataFrame, line: Line) -> Interval:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison.compare import ROLES, SIGNIFICANT
+from pipeline.evaluate.comparison.compare import POOLED, ROLES, SIGNIFICANT, TOLD
 from pipeline.evaluate.comparison.lines import GROUPS
 from pipeline.evaluate.protocols import FROZEN, LEAVE_SITE_OUT, LOW_SHOT, TRAINED
 from pipeline.figures import benchmark_panels as panels
@@ -57,7 +57,7 @@ def draw(study: Study, tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.Data
 
 def _panels(view: View) -> list[Panel]:
     """Those that anything was run for."""
-    most = max((len(panels.group_names(task)) for task in view.tasks), default=0)
+    most = max((len(panels.group_names(task)) for task in view.tasks), default=0) if panels.group_lines(view) else 0
     asked = [
         (panels.has_low_shot(view), Panel("Few labelled people", panels.low_shot, PANEL_INCHES)),
         (panels.has_calibration(view), Panel("Calibration", panels.calibration, PANEL_INCHES)),
@@ -155,8 +155,9 @@ ASKED = {
     "Few labelled people": f"({{letter}}) {LOW_SHOT}: {{draws}} draws of labelled people, the same for every system; "
     "the largest encoders and the best of each other kind.",
     "Calibration": "({letter}) Share of positive people against predicted probability, bins of equally many people.",
-    "Sites": f"({{letter}}) Random splits; {LEAVE_SITE_OUT}; and averaged scores over pairs of people of one site.",
-    "Groups of people": "({letter}) Averaged scores of the best encoder and the best simple system in groups (people).",
+    "Sites": f"({{letter}}) Random splits; {LEAVE_SITE_OUT}; and pairs of people of one site tested in one split.",
+    "Groups of people": "({letter}) The best encoder and the best simple system in groups (people): over pairs of "
+    "people of a group tested in one split; of a number, by averaged scores.",
 }
 
 
@@ -174,18 +175,17 @@ def _people(view: View) -> str:
 
 
 def _tests(comparisons: pd.DataFrame) -> str:
-    """Each role's family and what it left."""
+    """The family of tests, and what it left of each role."""
+    if comparisons.empty:
+        return "Nothing could be compared."
     told = []
     for role in ROLES:
-        rows = pick(comparisons, role=role)
-        for family, part in rows.groupby("family", sort=False):
-            sure = part[part["p_holm"] < SIGNIFICANT]
-            above, below = int((sure["difference"] > 0).sum()), int((sure["difference"] < 0).sum())
-            told.append(f"{family} ({above} above, {below} below)")
-    if not told:
-        return "Nothing could be compared."
+        rows = pick(comparisons[comparisons["dataset"] != POOLED], role=role)
+        sure = rows[rows["p_holm"] < SIGNIFICANT]
+        above, below = int((sure["difference"] > 0).sum()), int((sure["difference"] < 0).sum())
+        told += [f"{TOLD[role]}: {above} above, {below} below"] if len(rows) else []
     return (
         "Triangles: mean difference over the splits that both systems ran, corrected t test of Nadeau and Bengio; "
-        f"{'; '.join(told)}. The best simple system and the best peer are chosen on the same data: 'above' errs on the "
-        "safe side, 'below' does not."
+        f"{'; '.join(dict.fromkeys(comparisons['family']))} ({'; '.join(told)}). The best simple system and the best "
+        "peer are chosen on the same data: 'above' errs on the safe side, 'below' does not."
     )

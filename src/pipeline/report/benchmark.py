@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.config import Study
 from pipeline.evaluate.comparison.compare import POOLED, ROLES
-from pipeline.evaluate.comparison.lines import GROUPS, REFERENCE, Line, pick, records
+from pipeline.evaluate.comparison.lines import GROUPS, REFERENCE, Line, key_of, pick, records
 from pipeline.evaluate.protocols import MEANING
 from pipeline.figures.benchmark_view import TaskView, View
 from pipeline.losses import EVALUATE
@@ -24,7 +24,7 @@ def benchmark_section(study: Study, tables: dict[str, pd.DataFrame]) -> dict[str
         "protocols": _protocols(tables["tasks"]),
         "tasks": records(tables["tasks"]),
         "tuning": study.evaluate.tuning,
-        "exclusions": _exclusions(tables["losses"], tables["tasks"]),
+        "exclusions": exclusions(study, tables["losses"], tables["tasks"]),
         "lines": [_line(task, line) for task in view.tasks for line in view.lines],
         "pooled": _pooled(view, comparisons),
         "families": [family for family in dict.fromkeys(comparisons["family"]) if family],
@@ -36,21 +36,29 @@ def _protocols(tasks: pd.DataFrame) -> list[dict[str, Any]]:
     return [{"name": name, "meaning": MEANING.get(name, "")} for name in dict.fromkeys(tasks["protocol"])]
 
 
-def _exclusions(losses: pd.DataFrame, tasks: pd.DataFrame) -> list[dict[str, Any]]:
+def exclusions(study: Study, losses: pd.DataFrame, tasks: pd.DataFrame) -> list[dict[str, Any]]:
     """Of each task: evaluation people declared, those without a usable run, without its label, and in the task."""
     rows = []
     people = losses[(losses["part"] == EVALUATE) & (losses["unit"] == "people")]
     for dataset, task in dict.fromkeys(zip(tasks["dataset"], tasks["task"], strict=True)):
-        here = pick(people, dataset=dataset)
-        lost = pick(here, outcome="lost")
-        told = "; ".join(f"{fault} {n}" for fault, n in zip(lost["fault"], lost["n"], strict=True))
-        unlabelled = int(pick(here, outcome="unlabelled", fault=task)["n"].sum())
-        declared = int(pick(here, outcome="declared")["n"].sum())
-        n = int(pick(tasks, dataset=dataset, task=task)["n"].max())
-        other = declared - int(lost["n"].sum()) - unlabelled - n
-        about = {"dataset": dataset, "task": task, "declared": declared, "lost": int(lost["n"].sum()), "told": told}
-        rows.append({**about, "unlabelled": unlabelled, "other": other, "n": n})
+        members = _members(study, dataset, task)
+        here = pick(people, dataset=members)
+        faults = pick(here, outcome="lost").groupby("fault", sort=False)["n"].sum()
+        declared, lost = int(pick(here, outcome="declared")["n"].sum()), int(faults.sum())
+        # Everybody has done what a state asks for: it needs no label.
+        without = pick(here, outcome="unlabelled", fault=task) if members == [dataset] else here.iloc[:0]
+        unlabelled, n = int(without["n"].sum()), int(pick(tasks, dataset=dataset, task=task)["n"].max())
+        note = f"people of {' and of '.join(members)}; who is in both counts twice" if len(members) > 1 else ""
+        about = {"dataset": dataset, "task": task, "declared": declared, "lost": lost, "note": note, "n": n}
+        about |= {"told": "; ".join(f"{fault} {count}" for fault, count in faults.items())}
+        rows.append({**about, "unlabelled": unlabelled, "other": declared - lost - unlabelled - n})
     return rows
+
+
+def _members(study: Study, dataset: str, task: str) -> list[str]:
+    """The data sets that a task's people are of: two, where it tells runs of both apart."""
+    state = study.evaluate.states.get(task)
+    return [state.positive, state.negative] if state is not None and dataset == state.joined else [dataset]
 
 
 def _line(task: TaskView, line: Line) -> dict[str, Any]:
@@ -73,11 +81,5 @@ def _pooled(view: View, comparisons: pd.DataFrame) -> list[dict[str, Any]]:
     """Comparisons over several data sets, by the label of the line."""
     rows = pick(comparisons, dataset=POOLED)
     labels = {line.key: line.label for line in view.lines}
-    keys = [_key(row) for row in records(rows)]
+    keys = [key_of(row) for row in records(rows)]
     return [{**row, "label": labels.get(key, key)} for row, key in zip(records(rows), keys, strict=True)]
-
-
-def _key(row: dict[str, Any]) -> str:
-    """`Line.key` of a comparison's row."""
-    slug, condition = row["system"], f"{row['size']}/N{row['subjects']}-T{row['frames']}/{row['variant']}"
-    return f"{slug}/{condition}" if row["architecture"] else slug

@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.config import Study
-from pipeline.evaluate.comparison.compare import HEADLINE
 from pipeline.evaluate.comparison.paired import people_difference
 from pipeline.evaluate.protocols import FROZEN, LOW_SHOT, TRAINED
+from pipeline.evaluate.rows import HEADLINE, OOF
 from pipeline.evaluate.statistics import holm
 from pipeline.figures.figure2 import PANELS
 from pipeline.figures.select import block_rows, done, mean_interval, pick, rows_of
@@ -132,7 +132,7 @@ def difference_of_conditions(
     where = f"{'pretrain' if measure == 'reconstruction' else 'probe'}: {measure} {panel.metric}, cells of iso_tokens"
     table = tables["pretrain"].assign(value=tables["pretrain"]["val_r2"])
     if measure != "reconstruction":
-        table = pick(tables["probe"], task=panel.task, metric=panel.metric, split="oof")
+        table = pick(tables["probe"], task=panel.task, metric=panel.metric, split=OOF)
     rows = done(block_rows(study, "iso_tokens", table)).dropna(subset=["value"])
     rows = rows.assign(tokens=rows["subjects"] * rows["frames"])
     if rows.empty:
@@ -250,7 +250,7 @@ def rank_correlation(study: Study, tables: Tables, *, task: str) -> Estimates:
         f"pretrain val_r2 with probe AUROC of {task}, every trained encoder",
     )
     cells = [cell for cell in evaluated_cells(study) if cell.variant != RANDOM]
-    probe = rows_of(pick(tables["probe"], task=task, metric="auroc", split="oof"), cells)
+    probe = rows_of(pick(tables["probe"], task=task, metric="auroc", split=OOF), cells)
     keys = ["architecture", "size", "subjects", "frames", "draw", "variant", "seed"]
     both = done(probe).merge(tables["pretrain"][[*keys, "val_r2"]], on=keys).dropna(subset=["value", "val_r2"])
     few = "fewer than four encoders, or all alike"

@@ -19,6 +19,7 @@ from pipeline.bold.simulate import expected_spectrum
 from pipeline.config import Study
 from pipeline.errors import EXIT_BUG, EXIT_DONE, InputError
 from pipeline.evaluate.cohort import hidden_name
+from pipeline.evaluate.rows import OOF, PERMUTED
 from pipeline.figures.select import best_cells, cells_frame, done, mean_interval, pick, records, rows_of
 from pipeline.grid import Cell, all_cells, block_cells, evaluated_cells
 from pipeline.spectral import hurst_of_spectrum, slope_of_spectrum
@@ -203,12 +204,12 @@ def _evaluation(study: Study, probe: pd.DataFrame, benchmark: pd.DataFrame, pret
             chosen = pick(table, system=CONNECTOME) if who == "connectome" else rows_of(table, best)
             return pick(chosen, **where)
 
-        sex = rows(probe, task="sex", metric="auroc", split="oof")
+        sex = rows(probe, task="sex", metric="auroc", split=OOF)
         yield _above(sex, f"sex_{who}", f"AUROC of sex above chance, {name}", 0.5)
-        identity = rows(probe, task="identity", metric="mean_rank", split="oof")
+        identity = rows(probe, task="identity", metric="mean_rank", split=OOF)
         yield _above(identity, f"identity_{who}", f"identity, share of others ranked below, above chance, {name}", 0.5)
         for task in sorted(set(pick(benchmark, metric="auroc")["task"])):
-            permuted = rows(benchmark, task=task, metric="auroc", split="permuted")
+            permuted = rows(benchmark, task=task, metric="auroc", split=PERMUTED)
             yield _chance(permuted, f"permuted_{task}_{who}", f"AUROC of permuted labels at chance, {task}, {name}")
 
 
@@ -289,7 +290,7 @@ def _above_untrained(study: Study, architecture: str, pretrain: pd.DataFrame, pr
         (f"probe_{architecture}", "sex", "auroc", "AUROC of sex"),
         (f"probe_identity_{architecture}", "identity", "mean_rank", "identity, share of others ranked below"),
     ):
-        rows = pick(probe, task=task, metric=metric, split="oof")
+        rows = pick(probe, task=task, metric=metric, split=OOF)
         means = [rows_of(rows, cells)["value"].mean() for cells in (same, untrained)]
         difference, n = float(means[0] - means[1]), int(rows["n"].max()) if len(rows) else 0
         values = (np.nan, difference, np.nan, np.nan, 0.0, n, bool(difference > 0), REPORTED)

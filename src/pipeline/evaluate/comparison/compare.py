@@ -9,6 +9,9 @@ A difference is the mean, over the splits that both lines ran, of the difference
 draws). Its test is that of Nadeau & Bengio (2003), because splits share people. Beside it stands a bootstrap over
 families of each person's averaged score, where both averaged as many splits.
 
+All tests of the figure are one family for Holm. A pair of lines on one task is one test, however many roles it fills
+(where the connectome is the best simple system, or two lines are each other's opponent).
+
 Axes: S splits that both ran, R resamples of families (row 0: the sample itself), N people.
 """
 
@@ -25,9 +28,10 @@ from scipy import special
 from pipeline.artefact import provenance, read_table, write_table
 from pipeline.config import Study
 from pipeline.errors import InputError
-from pipeline.evaluate.comparison.lines import REFERENCE, Kind, Line, lineup, main_rows, pick, records
+from pipeline.evaluate.comparison.lines import REFERENCE, Kind, Line, key_of, lineup, main_rows, pick, records
 from pipeline.evaluate.comparison.paired import NOBODY, People, Resampled, difference_of, resample
 from pipeline.evaluate.protocols import FROZEN, TRAINED
+from pipeline.evaluate.rows import ALL, HEADLINE
 from pipeline.evaluate.statistics import corrected_repeated_cv_test, holm, pooled_effect
 from pipeline.stages import VERSIONS, stage_settings
 from pipeline.tables import COMPARISONS_SCHEMA, NONE
@@ -36,7 +40,6 @@ Role = Literal["connectome", "best simple", "best peer"]
 ROLES: tuple[Role, ...] = ("connectome", "best simple", "best peer")
 TOLD: dict[Any, str] = {role: "best simple system" if role == "best simple" else role for role in ROLES}
 PEERS: tuple[Kind, ...] = ("encoder", "network")
-HEADLINE = {"classes": "auroc", "number": "pearson_r"}
 SIGNIFICANT = 0.05  # after Holm
 POOLED = "pooled"  # the data set of a comparison over all data sets that have a task of one name
 TABLES = ("benchmark", "scores", "tasks", "pretrain")
@@ -80,8 +83,7 @@ def compare(
         rows += _task_rows(Contestants(study, lines, *(pick(table, **where) for table in (benchmark, scores, tasks))))
     found = pd.DataFrame(rows, columns=COMPARISONS_SCHEMA.names)
     pooled = pd.DataFrame(list(_pooled(found, study.evaluate.confidence)), columns=COMPARISONS_SCHEMA.names)
-    both = [families(table, told) for table, told in ((found, "tasks"), (pooled, "tasks, pooled over data sets"))]
-    return pd.concat([table for table in both if len(table)] or both[:1], ignore_index=True)
+    return one_family(pd.concat([found, pooled], ignore_index=True) if len(pooled) else found)
 
 
 def task_names(benchmark: pd.DataFrame) -> list[tuple[str, str]]:
@@ -90,15 +92,35 @@ def task_names(benchmark: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(headlines["dataset"], headlines["task"], strict=True)))
 
 
-def families(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The table with p adjusted by Holm; all comparisons of one role are a family, and `family` says how many."""
-    table = table.assign(p_holm=np.nan, family="").astype({"family": object})
-    for role, part in table.groupby("role", sort=False):
-        tested, count = int(part["p"].notna().sum()), len(part[["task", "dataset"]].drop_duplicates())
-        on = what if count > 1 else what.replace("tasks", "task")
-        table.loc[part.index, "p_holm"] = holm(part["p"].to_numpy(dtype=float))
-        table.loc[part.index, "family"] = f"Holm over {tested} comparisons with the {TOLD[role]} on {count} {on}"
-    return table
+def one_family(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with p adjusted by Holm over its distinct tests, pooled ones among them; `family` says which they are.
+
+    Rows of one pair of lines on one task and as many people are one test, whatever their roles and their order.
+    """
+    if table.empty:
+        return table
+    test = pd.Series([_test(row) for row in records(table)], index=table.index)
+    p_by_test = table["p"].astype(float).groupby(test).max()  # equal but for rounding
+    p_holm = pd.Series(holm(p_by_test.to_numpy()), index=p_by_test.index)
+    return table.assign(p_holm=test.map(p_holm), family=_told(table, test[table["p"].notna()]))
+
+
+def _test(row: Row) -> str:
+    """Names what a row tests; `n` tells data sets apart that were pooled."""
+    pair = sorted([key_of(row), str(row["against"])])
+    return repr((row["dataset"], row["task"], row["n"], *pair))
+
+
+def _told(table: pd.DataFrame, test: pd.Series[str]) -> str:
+    """A family in words."""
+    pooled = test[table.loc[test.index, "dataset"] == POOLED].nunique()
+    tasks = len(table.loc[table["dataset"] != POOLED, ["task", "dataset"]].drop_duplicates())
+    against = ", ".join(f"the {TOLD[role]}" for role in ROLES if role in set(table["role"]))
+    against = " and ".join(against.rsplit(", ", 1))
+    return (
+        f"Holm over all {test.nunique()} tests of the figure, against {against} on {tasks} task{'s' * (tasks != 1)}"
+        f"{f', {pooled} of them pooled over data sets' if pooled else ''}; a pair of systems is one test a task"
+    )
 
 
 class Contestants:
@@ -111,7 +133,7 @@ class Contestants:
         self.dataset, self.task = (str(benchmark[name].iloc[0]) for name in ("dataset", "task"))
         self.simulated = bool(benchmark["simulated"].any())
         self.metric = next(metric for metric in HEADLINE.values() if metric in set(benchmark["metric"]))
-        rows = pick(benchmark, metric=self.metric, group="all", protocol=(FROZEN, TRAINED))
+        rows = pick(benchmark, metric=self.metric, group=ALL, protocol=(FROZEN, TRAINED))
         found = {line.key: main_rows(line, rows) for line in lines}
         self.splits = {line.key: split_values(line, found[line.key]) for line in lines}
         self.lines = [line for line in lines if line.kind != "chance" and len(self.splits[line.key])]

@@ -5,6 +5,7 @@ Comparisons, Figure 4 and the report list the same lines in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 
 from pipeline.config import MAIN, Study
 from pipeline.evaluate.protocols import FROZEN, TRAINED
+from pipeline.evaluate.rows import ALL, ATTENTIVE, FINE_TUNED, TIME_SHUFFLED
 from pipeline.evaluate.systems import SYSTEMS
 from pipeline.grid import Block, Cell, block_cells
 
@@ -29,12 +31,11 @@ GROUPS: dict[Kind, str] = {
     "chance": "Chance",
 }
 REFERENCE = "connectome_logistic"
-SHUFFLED = "time_shuffled"
 # How an encoder's input or read-out may be other than its own, by what its system's slug ends in.
 ENDINGS = {
-    SHUFFLED: "frames shuffled",
-    "fine_tuned": "fine-tuned",
-    "attentive": "attentive read-out",
+    TIME_SHUFFLED: "frames shuffled",
+    FINE_TUNED: "fine-tuned",
+    ATTENTIVE: "attentive read-out",
     "global_z": "global z-scores",
 }
 
@@ -53,8 +54,7 @@ class Line(NamedTuple):
         """Names the line in tables: a slug, and of an encoder its condition."""
         if not self.cells:
             return self.slug
-        cell = self.cells[0]
-        return f"{self.slug}/{cell.size}/N{cell.subjects}-T{cell.frames}/{cell.variant}"
+        return key_of({"system": self.slug, "architecture": self.architecture, **vars(self.cells[0])})
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """Its rows of any table."""
@@ -64,6 +64,12 @@ class Line(NamedTuple):
         wanted = {tuple(vars(cell)[name] for name in CELL_FIELDS) for cell in self.cells}
         theirs = zip(*(ours[name] for name in CELL_FIELDS), strict=True)
         return ours[np.array([row in wanted for row in theirs], dtype=bool)]
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """`Line.key` of whom a row of a table is about."""
+    condition = f"{row['size']}/N{row['subjects']}-T{row['frames']}/{row['variant']}"
+    return f"{row['system']}/{condition}" if row["architecture"] else str(row["system"])
 
 
 def lineup(study: Study, benchmark: pd.DataFrame, pretrain: pd.DataFrame | None = None) -> list[Line]:
@@ -145,7 +151,7 @@ def _outside_line(slug: str, trained: bool) -> Line:
 def main_rows(line: Line, table: pd.DataFrame) -> pd.DataFrame:
     """Rows of a line over all people under the protocol that it is compared by: frozen, or trained on labels."""
     rows = line.rows(pick(table, protocol=(FROZEN, TRAINED)))
-    rows = pick(rows, group="all") if "group" in rows else rows
+    rows = pick(rows, group=ALL) if "group" in rows else rows
     frozen = pick(rows, protocol=FROZEN)
     return frozen if len(frozen) else rows
 

@@ -109,11 +109,12 @@ def read_folder(options: Options) -> Folder:
     """
     path = options.table
     series = list_series(options.dataset, [options.work_folder, path])
-    table, codes = without_missing(read_table_of_people(path))
+    table, codes = without_missing(_read_table(path))
     label = read_label(table, options.task, path, options.positive, options.negative, options.number)
     match = match_people(table, series, path, options.dataset, options.id_column)
     columns = read_columns(table, path, options.task, options.site_column, options.confounds)
     table = table.assign(subject=_subjects(table[match.column], path, match.column))
+    _require_own_series(match, table, series, path)
     people = {
         str(subject): [series[index] for index in match.rows.get(row, ())]
         for row, subject in enumerate(table["subject"])
@@ -133,6 +134,33 @@ def read_folder(options: Options) -> Folder:
     }
     strangers = [one for index, one in enumerate(series) if index not in used]
     return Folder(own, scans, strangers, label, confounds, found)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """The table as it stands; an InputError where it cannot be opened, has nobody, or a single column."""
+    try:
+        table = read_table_of_people(path)
+    except OSError as error:
+        raise InputError(path, f"a file that cannot be opened ({error.strerror})", "a table", "Mend it.") from error
+    if len(table.columns) < 2:
+        found = f"one column, '{table.columns[0][:60]}'" if len(table.columns) else "an empty table"
+        expected = "a column of ids and one of labels, separated by commas (.csv) or tabs (any other name)"
+        raise InputError(path, found, expected, "Separate them so, or rename the file.")
+    if table.empty:
+        raise InputError(path, "a header and no rows", "one row a person", "Write them.")
+    return table
+
+
+def _require_own_series(match: Match, table: pd.DataFrame, series: Sequence[Series], path: Path) -> None:
+    """No series belongs to two rows: `1` and `sub-01` are one id."""
+    owner: dict[int, int] = {}
+    for row, indices in match.rows.items():
+        for index in indices:
+            first = owner.setdefault(index, row)
+            if first != row:
+                one, two = table[match.column].iloc[first], table[match.column].iloc[row]
+                found = f"{match.column} '{one}' and '{two}', which both name {series[index].name}"
+                raise InputError(path, found, "one row a person", "Delete one of the rows.")
 
 
 def slug(text: str) -> str:

@@ -98,6 +98,8 @@ def _classes(
         raise InputError("--positive, --negative", f"'{both[0]}' in both", "each value once", "Drop it from one.")
     if positive or negative:
         rest = [value for value in known if value not in (*positive, *negative)]
+        if not rest and not (positive and negative):
+            raise InputError(where, f"nobody with another value than {_list(counts)}", "two classes", "Name fewer.")
         return (positive or rest, negative or rest), "as you say"
     if len(known) == 1:
         hint = "The other class is absent: name another column as --task."

@@ -23,6 +23,7 @@ WORDS = 5  # of a name, from either end, that may begin an id
 LONGEST = 3  # words of an id
 LEVELS = 3  # names looked into: the series' own, and those of the file and folders above it
 UNIQUE = 0.9  # share of different values above which a column may hold ids; a repeated id is told as such
+REPEATED = 0.3  # the same of a table with several rows a person, which is told as such too
 FOUND = 0.5  # share of the people, or of the series if they are fewer, that must be found
 STANDARD = "participant_id"  # BIDS's column, which goes before others that fit as well
 
@@ -82,6 +83,7 @@ def match_people(
     matches = sorted(_matches(table, columns, _parts(series)), key=lambda match: match.order)
     least = FOUND * min(len(table), len(series)) if column is None else 1
     if not matches or len(matches[0].rows) < least:
+        _require_one_row(table, series, path)
         raise _nobody(table, columns, series, path, folder, len(matches[0].rows) if matches else 0)
     best = matches[0]
     rivals = [match for match in matches if match.order == best.order and match.rows != best.rows]
@@ -91,6 +93,17 @@ def match_people(
         hint = "Name the column of ids: --id-column."
         raise InputError(path, f"{found}; or {_told(other, table, series)}", "one", hint)
     return best
+
+
+def _require_one_row(table: pd.DataFrame, series: Sequence[Series], path: Path) -> None:
+    """An InputError where a column would be that of ids but for the rows that a person has in it."""
+    columns = [str(name) for name in table if _may_be_ids(table[name], REPEATED)]
+    for match in sorted(_matches(table, columns, _parts(series)), key=lambda match: match.order):
+        ids = table[match.column]
+        found = ids.iloc[[*match.rows]]
+        if found.duplicated().any() and found.nunique() >= FOUND * min(ids.nunique(), len(series)):
+            twice = found[found.duplicated()].iloc[0]
+            raise InputError(path, f"{match.column} '{twice}' twice", "one row a person", "Keep one row of each.")
 
 
 def _told(match: Match, table: pd.DataFrame, series: Sequence[Series]) -> str:
@@ -111,11 +124,11 @@ def _nobody(
     return InputError(path, found, "ids that are the names of series, or stand in them", hint)
 
 
-def _may_be_ids(values: pd.Series[str]) -> bool:
-    """Hardly a value twice, and no fractions."""
+def _may_be_ids(values: pd.Series[str], unique: float = UNIQUE) -> bool:
+    """Hardly a value twice (a share of `unique` different ones), and no fractions."""
     known = values[values != ""]
     fractions = known.str.fullmatch(r"-?\d*\.\d*[1-9]\d*(e-?\d+)?")
-    return len(known) > 0 and not fractions.any() and known.nunique() >= UNIQUE * len(known)
+    return len(known) > 0 and not fractions.any() and known.nunique() >= unique * len(known)
 
 
 def _matches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
@@ -13,15 +13,19 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artefact import provenance, write_table
-from pipeline.config import Study
-from pipeline.evaluate.cohort import Kind
+from pipeline.config import ProtocolName, Study
+from pipeline.evaluate.cohort import Kind, Task
 from pipeline.evaluate.comparison.compare import compare
 from pipeline.evaluate.comparison.lines import records
-from pipeline.evaluate.judged import ALL, HEADLINE, Row
-from pipeline.evaluate.protocols import LEAVE_SITE_OUT, LOW_SHOT, MEANING, VERSIONS
+from pipeline.evaluate.judged import Row
+from pipeline.evaluate.protocols import FROZEN, LEAVE_SITE_OUT, LOW_SHOT, MEANING, TRAINED, VERSIONS
+from pipeline.evaluate.rows import ALL, HEADLINE
+from pipeline.evaluate.splits import TEST, leave_site_out
+from pipeline.evaluate.systems import System
 from pipeline.stages import VERSIONS as STAGES
 from pipeline.tables import BENCHMARK_SCHEMA, COMPARISONS_SCHEMA, NONE, SCORES_SCHEMA, TASKS_SCHEMA
 
+FEW = 3  # people of a class in a test part, below which its value hangs on single people
 NAMES = re.compile(r"sub-.*|\S+\.(npz|1D|csv|tsv|txt|nii)\S*")  # in a reason; a table names nobody
 NAMED = 6  # people named of one reason, before the rest are counted
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -45,6 +49,7 @@ class Tables(NamedTuple):
     scores: pd.DataFrame
     tasks: pd.DataFrame
     comparisons: pd.DataFrame
+    made: frozenset[str]  # systems that ran, under whichever protocol
 
     def of(self, protocol: str) -> pd.DataFrame:
         """Rows of everybody under one protocol."""
@@ -57,16 +62,41 @@ class Tables(NamedTuple):
         return self.benchmark[(self.benchmark["fold"] != NONE) & (self.benchmark["group"] == ALL)]
 
 
-def tables_of(study: Study, benchmark: list[Any], scores: list[Any], tasks: list[Any]) -> Tables:
-    """Tables of the rows that the core gives, those of protocols that were not asked for left out; and comparisons."""
-    asked = {VERSIONS[name] for name in study.evaluate.protocols}
+def tables_of(
+    study: Study, asked: Iterable[ProtocolName], benchmark: list[Any], scores: list[Any], tasks: list[Any]
+) -> Tables:
+    """Tables of the rows that the core gives, and comparisons; without protocols that were not asked for."""
+    kept = {VERSIONS[name] for name in asked}
     frames = [
         pd.DataFrame(rows, columns=schema.names)
         for rows, schema in ((benchmark, BENCHMARK_SCHEMA), (scores, SCORES_SCHEMA), (tasks, TASKS_SCHEMA))
     ]
     compared = compare(study, *frames) if len(frames[1]) else pd.DataFrame(columns=COMPARISONS_SCHEMA.names)
-    labels = frames[0]["task"].isin(frames[2]["task"])
-    return Tables(frames[0][labels & frames[0]["protocol"].isin(asked)], frames[1], frames[2], compared)
+    made = frozenset(frames[0]["system"])
+    found, scored, ran, differences = (table[table["protocol"].isin(kept)] for table in (*frames, compared))
+    return Tables(found[found["task"].isin(ran["task"])], scored, ran, differences, made)
+
+
+def few_tested(study: Study, task: Task) -> dict[str, str]:
+    """Protocol -> a warning where test parts hold fewer than `FEW` people of a class (of a number: twice as many)."""
+    settings = study.evaluate
+    sites = leave_site_out(task.labels_M, task.families_M, task.site_M, settings.validation, task.key)
+    parts = {FROZEN: task.parts_SM, TRAINED: task.parts_SM[: settings.declared_splits]}
+    if sites:
+        parts[LEAVE_SITE_OUT] = np.array([*sites.values()])
+    return {protocol: told for protocol, parts_SM in parts.items() if (told := _few(parts_SM == TEST, task))}
+
+
+def _few(tested_SM: np.ndarray, task: Task) -> str:
+    size_S = tested_SM.sum(1)
+    if task.kind == "number":
+        few, what = int((size_S < 2 * FEW).sum()), f"{2 * FEW} people"
+    else:
+        smaller_S = np.minimum(tested_SM @ task.labels_M, tested_SM @ (1 - task.labels_M))
+        few, what = int((smaller_S < FEW).sum()), f"{FEW} people of a class"
+    many = f"{size_S.min()} to {size_S.max()}" if size_S.min() < size_S.max() else str(size_S.min())
+    told = f"{few} of {len(size_S)} test parts hold fewer than {what} ({many} people each)"
+    return f"WARNING: {told}: values hang on single people, and intervals are too narrow." if few else ""
 
 
 def write_tables(
@@ -115,20 +145,46 @@ def exclusion_lines(reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"  {len(people):>5}  {reason}  ({', '.join(people[:NAMED])}{more})"
 
 
-def result_lines(tables: Tables, systems: Sequence[str]) -> Iterator[str]:
-    """A table of the systems for every protocol that was run, and what it was run on."""
+def no_use(protocol: str, kind: Kind, systems: Sequence[System]) -> str:
+    """Why a protocol is nothing to a task or to any of the systems; "" where it applies."""
+    if protocol == LOW_SHOT and kind == "number":
+        return "a number has no classes to draw people of"
+    if protocol == TRAINED and not any(system.trained for system in systems):
+        return "none of these systems is trained"
+    if protocol != TRAINED and all(system.trained for system in systems):
+        return "systems that are trained run under 'trained' alone"
+    return ""
+
+
+def result_lines(tables: Tables, systems: Sequence[System], few: Mapping[str, str]) -> Iterator[str]:
+    """For every protocol that was asked for a table of the systems, what it was run on, and the warnings `few`."""
     for task in records(tables.tasks):
         rows = tables.of(task["protocol"])
         yield ""
         yield f"{task['task']}, {task['protocol']} (means over splits, 95 % intervals over people)"
         yield from wrap(MEANING[task["protocol"]], 116, initial_indent="  ", subsequent_indent="  ")
         if rows.empty:
-            yield "  no value: too few sites or people for any split"
+            why = no_use(task["protocol"], task["kind"], systems)
+            yield f"  does not apply: {why}" if why else "  no value: too few sites or people for any split"
             continue
-        yield from _of_protocol(tables, task, rows, systems)
-    made = set(tables.benchmark["system"])
-    if nothing := [name for name in systems if name not in made]:
-        yield f"\nNo row of {', '.join(nothing)}: this folder has nothing that they read."
+        yield from _of_protocol(tables, task, rows, [system.name for system in systems])
+        if task["protocol"] in few:
+            yield f"  {few[task['protocol']]}"
+    yield from (f"\nNo row of {system.name}: {why}." for system in systems if (why := _no_row(tables, system)))
+
+
+def _no_row(tables: Tables, system: System) -> str:
+    """Why a system has no row; "" where it has, or no protocol gave any."""
+    asked = set(tables.tasks["protocol"])
+    if system.trained and TRAINED not in asked:
+        return "it is trained, and 'trained' is not among the protocols asked for"
+    if not system.trained and asked == {TRAINED}:
+        return "it is not trained, and only 'trained' is asked for"
+    if system.name in tables.made:
+        return ""
+    if system.name == "connectome_ridge" and "connectome_logistic" in tables.made:
+        return "of a number connectome_logistic is ridge already"
+    return "this folder has nothing that it reads (head motion, several sites, or means of series)"
 
 
 def _of_protocol(tables: Tables, task: Row, rows: pd.DataFrame, systems: Sequence[str]) -> Iterator[str]:

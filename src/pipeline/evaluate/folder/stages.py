@@ -6,6 +6,7 @@ files, its TR, a setting of shards or of quality, or the version of that stage. 
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -26,13 +27,19 @@ from pipeline.bold.quality import Quarantined
 from pipeline.bold.workers import each
 from pipeline.config import Dataset, Evaluate, ProtocolName, Quality, Shards, Study, Template
 from pipeline.errors import InputError
+from pipeline.evaluate.cohort import stratum
+from pipeline.evaluate.folder.columns import numbers
 from pipeline.evaluate.folder.inferred import Folder, Options, runs_a_person
 from pipeline.evaluate.splits import MIN_CLASS
 from pipeline.evaluate.systems import require
 from pipeline.stages import VERSIONS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 BATCH = 64  # runs ingested, and remembered, together
 LIST = "manifest.json"  # written last into a shard
+FILE = re.compile(r"^(?:/[^:]*?|\S*?)\.(?:npz|1D|csv|tsv|txt|nii)(?:/\S*?)?(?=:? )", re.I)  # that a reason begins with
 SPACE = Template(
     space="parcel series", resolution_mm=1, shape=(1, 1, 1), patch=(1, 1, 1)
 )  # no volume is ever laid on it
@@ -51,9 +58,10 @@ def study_of_folder(options: Options, folder: Folder) -> Study:
 
     Raises
     ------
-    InputError : an unknown system or protocol.
+    InputError : an unknown system.
     """
-    people = len(folder.table)
+    people, asked = len(folder.table), asked_of(options)
+    protocols: tuple[ProtocolName, ...] = ("frozen", *(name for name in asked if name != "frozen"))
     dataset = Dataset(
         door="parcels",
         path=str(options.dataset.absolute()),
@@ -71,6 +79,7 @@ def study_of_folder(options: Options, folder: Folder) -> Study:
         family_column="family",
         site_column="site",
         denoising="not stated",
+        filtered=True,  # as little stated: what is measured of each run is told (`unlike`) and refuses nobody
     )
     return Study(
         name=options.name,
@@ -79,20 +88,16 @@ def study_of_folder(options: Options, folder: Folder) -> Study:
         datasets={options.name: dataset},
         shards=Shards(min_frames=options.min_frames),
         quality=Quality(min_coverage=options.min_coverage, pictures="none"),
-        evaluate=Evaluate(splits=options.splits, protocols=protocols_of(options), systems=options.systems),
+        evaluate=Evaluate(splits=options.splits, protocols=protocols, systems=options.systems),
     )
 
 
-def protocols_of(options: Options) -> tuple[ProtocolName, ...]:
-    """Those asked for; `frozen` or `trained` is a matter of the system, each of which runs under its own by default."""
-    asked = options.protocols or ("frozen",)
+def asked_of(options: Options) -> tuple[ProtocolName, ...]:
+    """Protocols that are written and printed: those named, else each system's own."""
+    if options.protocols:
+        return tuple(dict.fromkeys(options.protocols))
     trained = {system.trained for system in require(options.systems, "--systems")}
-    own: tuple[ProtocolName, ...] = (
-        *(("frozen",) if False in trained else ()),
-        *(("trained",) if True in trained else ()),
-    )
-    other = tuple(name for name in asked if name not in ("frozen", "trained"))
-    return other if other == asked == ("leave_site_out",) else (*own, *other)
+    return (*(("frozen",) if False in trained else ()), *(("trained",) if True in trained else ()))
 
 
 def run_stages(study: Study, folder: Folder, options: Options) -> Cohort:
@@ -121,7 +126,7 @@ def _ingest(study: Study, folder: Folder, manifest: Path, workers: int) -> None:
     runs, batches = folder.scans.runs, []
     for number, start in enumerate(range(0, len(runs), BATCH)):
         path, some = manifest.with_name(f"batch-{number:04d}.json"), runs[start : start + BATCH]
-        key = artefact.digest([VERSIONS["shards"], study.shards, study.quality, [_marks(run) for run in some]])
+        key = artefact.digest([VERSIONS["shards"], study.shards, study.quality, "any filter", *map(_marks, some)])
         batches.append(Batch(path, key, some))
     _ingest_batches(study, [batch for batch in batches if not batch.is_done()], manifest.parent, workers)
     lost = [_entry(*one[:3], one.fault) for one in folder.scans.lost]
@@ -187,19 +192,34 @@ def _require_people(folder: Folder, manifest: Path, options: Options) -> None:
     listing = artefact.read_json(manifest)
     runs, lost = listing["runs"], listing["quarantined"]
     if not runs:
-        reason, count = Counter(entry["reason"] for entry in lost).most_common(1)[0]
-        found = f"no usable series of {len(folder.table)} people; {count} of them: {reason}"
+        found = f"no usable series of {len(folder.table)} people; {_commonest(lost)}"
         raise InputError(options.dataset, found, "series of frames x parcels", "Mend what the reason names.")
     _require_one_width(runs, options)
-    if folder.label.phenotype.number:
-        return
     usable = folder.table["subject"].isin({run["subject"] for run in runs})
-    values = folder.table.loc[usable, options.label]
-    counts = {word: int(values.isin(getattr(folder.label.phenotype, word)).sum()) for word in ("positive", "negative")}
-    if min(counts.values()) < MIN_CLASS:
-        told = " and ".join(f"{count} {word}" for word, count in counts.items())
-        found = f"{told} people with a usable series ({len(lost)} runs or people are excluded)"
-        raise InputError(manifest, found, f"at least {MIN_CLASS} of each", "Read the reasons under 'quarantined'.")
+    told, least = _counted(folder, folder.table.loc[usable, options.label])
+    if least < MIN_CLASS:
+        excluded = f" ({len(lost)} runs or people are excluded; {_commonest(lost)})" if lost else ""
+        hint = f"Add people, or mend what the reason names; all reasons: {manifest}." if lost else "Add people."
+        found = f"{told} with a usable series{excluded}"
+        raise InputError(options.dataset, found, f"at least {MIN_CLASS} of each", hint)
+
+
+def _counted(folder: Folder, values: pd.Series[str]) -> tuple[str, int]:
+    """People of each class in words, and how many the smaller has; of a number, those of its halves."""
+    coding = folder.label.phenotype
+    if coding.number:
+        known = numbers(values).dropna().to_numpy()
+        if len(known) and (known == known[0]).all():
+            return f"{len(known)} people with the value {known[0]:g} and nobody with another", 0
+        upper = int(stratum(known, "number").sum()) if len(known) else 0
+        return f"{upper} people in the upper and {len(known) - upper} in the lower half", min(upper, len(known) - upper)
+    positive, negative = (int(values.isin(which).sum()) for which in (coding.positive, coding.negative))
+    return f"{positive} positive and {negative} negative people", min(positive, negative)
+
+
+def _commonest(lost: Sequence[dict[str, Any]]) -> str:
+    reason, count = Counter(plain(entry["reason"]) for entry in lost).most_common(1)[0]
+    return f"{count} of them: {reason}"
 
 
 def _require_one_width(runs: Sequence[dict[str, Any]], options: Options) -> None:
@@ -211,9 +231,23 @@ def _require_one_width(runs: Sequence[dict[str, Any]], options: Options) -> None
     turned = len({run["frames"] for run in runs}) == 1
     hint = "Use one parcellation for everybody, or take these people out of the table."
     if turned:
-        hint = "Are they parcels x frames? Every series has as many rows: turn them round (frames x parcels)."
+        hint += " If every series is parcels x frames (all have as many rows): turn them round (frames x parcels)."
     found = f"{many} series of {most} parcels and {len(runs) - many} of others: {odd['parcels']} of '{odd['subject']}'"
     raise InputError(options.dataset, found, "one number of parcels", hint)
+
+
+def unlike(manifest: Path) -> str:
+    """A warning where some runs are band-passed and others are not, as measured; "" where they are alike."""
+    measured = Counter(run["quality"]["filtered"] for run in artefact.read_json(manifest)["runs"])
+    if not (measured[True] and measured[False]):
+        return ""
+    told = f"{measured[True]} runs look band-passed and {measured[False]} do not"
+    return f"WARNING: {told}: people may be told apart by how they were filtered."
+
+
+def plain(reason: str) -> str:
+    """A reason without the file that it begins with, so that people excluded for the same one are counted together."""
+    return FILE.sub("the series", reason)
 
 
 def excluded(manifest: Path) -> Iterator[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from scipy.linalg import eigh
 from pipeline.errors import InputError
 from pipeline.evaluate.probes.newton import LOGISTIC, SQUARED, Loss, fit_linear
 from pipeline.evaluate.reading import Reader, Reading
-from pipeline.evaluate.splits import TRAIN, partition, seeded
+from pipeline.evaluate.splits import TRAIN, halving, partition, seeded
 
 Features = np.ndarray | Callable[[np.ndarray], np.ndarray]
 Harmonise = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -188,7 +188,7 @@ def _posed(how: _Fit, target_M: np.ndarray, train_M: np.ndarray) -> _Problem:
     if how == "signs":
         return _Problem(2.0 * target_M - 1, target_M, SQUARED, balanced=True, unit=2.0)
     mean, unit = float(target_M[train_M].mean()), float(target_M[train_M].std())
-    above_M = (target_M > np.median(target_M[train_M])).astype(int)
+    above_M = (target_M > halving(target_M[train_M])).astype(int)
     return _Problem((target_M - mean) / unit, above_M, SQUARED, balanced=False, offset=mean, unit=unit)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.artefact import atomic_folder, code_version, read_json, sha256_file, write_json, write_text
 from pipeline.config import Study
 from pipeline.errors import InputError
+from pipeline.evaluate.device import device_of
 from pipeline.evaluate.release.card import released_card, results_of
 from pipeline.evaluate.release.licences import conditions, require_compatible, require_known
 from pipeline.evaluate.release.memorisation import PEOPLE, Memorisation, check_cell
@@ -60,13 +61,12 @@ def release_cell(
 
 def check(study: Study, layout: Layout, cell: Cell, people: int = PEOPLE) -> Memorisation:
     """The memorisation check of a finished cell of a study, on the device that there is."""
-    import torch
 
     from pipeline.bold.template import load_template
     from pipeline.pretrain.engine.checkpoint import load_cell
     from pipeline.pretrain.rasters import raster_of
 
-    device = torch.device("cuda" if torch.cuda.is_available() and study.compute.device != "cpu" else "cpu")
+    device = device_of(study)
     learner, metadata = load_cell(layout.cell("pretrain", cell))
     raster = raster_of(metadata, load_template(layout.template), layout.flatmap.parent, device)
     manifests = layout.store(cell.architecture, "pretrain")

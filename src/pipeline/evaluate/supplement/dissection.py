@@ -13,12 +13,14 @@ import numpy as np
 
 from pipeline.evaluate.benchmark import judge
 from pipeline.evaluate.cohort import Cohort, Task
-from pipeline.evaluate.encoders import SHUFFLED, Frozen
+from pipeline.evaluate.encoders import Frozen
 from pipeline.evaluate.features import encode_runs
-from pipeline.evaluate.judged import HEADLINE, Row
+from pipeline.evaluate.judged import Row
 from pipeline.evaluate.probes.linear import linear_reader
+from pipeline.evaluate.rows import HEADLINE, TIME_SHUFFLED
 from pipeline.evaluate.splits import seeded
 from pipeline.evaluate.supplement import ablation
+from pipeline.evaluate.systems.readers import harmonisation
 from pipeline.intervals import Interval, family_weights, percentile_interval
 from pipeline.tables import NONE
 
@@ -85,7 +87,7 @@ class Probed:
             if part in study.supplement.parts:
                 yield f"without {part}", self._encode(ablation.without(self.frozen.encoder, part), frames)
         if "order" in study.supplement.parts:
-            rng = seeded(self.cohort.key, SHUFFLED)
+            rng = seeded(self.cohort.key, TIME_SHUFFLED)
             yield SHUFFLED_FRAMES, self._encode(self.frozen.encoder, frames, rng)
 
     def _whole(self) -> np.ndarray:
@@ -114,7 +116,8 @@ class Probed:
         weights_RM = resamples_of(task, settings.bootstrap)
         if not np.isfinite(features_MD).all():
             return np.full(len(weights_RM), np.nan)
-        reader = linear_reader(features_MD, task.families_M, settings.penalties, task.kind)
+        harmonise = harmonisation(self.frozen.study, self.cohort, task)
+        reader = linear_reader(features_MD, task.families_M, settings.penalties, task.kind, harmonise)
         return judge(reader, task, task.parts_SM[:splits]).averaged_metrics(weights_RM)[HEADLINE[task.kind]]
 
     def _told(self, task: Task, metric: str, split: str, value_R: np.ndarray) -> Row:

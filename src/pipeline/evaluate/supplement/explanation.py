@@ -16,7 +16,8 @@ from pipeline.bold.normalise import zscore
 from pipeline.config import Study
 from pipeline.evaluate.cohort import Cohort, Task
 from pipeline.evaluate.encoders import Frozen
-from pipeline.evaluate.judged import HEADLINE, Row
+from pipeline.evaluate.judged import Row
+from pipeline.evaluate.rows import HEADLINE
 from pipeline.evaluate.splits import seeded
 from pipeline.evaluate.statistics import regression_scores, weighted_auroc
 from pipeline.evaluate.supplement import attribution

@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline.artefact import provenance, write_table
 from pipeline.bold.template import load_template
 from pipeline.config import Study
-from pipeline.evaluate.cohort import Paths, load_cohorts, require_unseen
+from pipeline.evaluate.cohort import Paths, load_cohorts
 from pipeline.evaluate.encoders import open_frozen
 from pipeline.evaluate.supplement.ablation import memory_of, voxel_models
 from pipeline.evaluate.supplement.dissection import Probed, result
@@ -31,6 +31,7 @@ def supplement_cell(
     pretrain_folder: str | Path,
     template_folder: str | Path,
     manifests: Paths,
+    raw_manifests: Paths,
     participants: Paths,
     evaluation_set: str | Path,
     supplement_out: str | Path,
@@ -48,7 +49,7 @@ def supplement_cell(
     frozen = open_frozen(study, cell, pretrain_folder, template, draws, features_folder, flatmap_folder)
     results, places = [], []
     for cohort in load_cohorts(study, manifests, participants, evaluation_set):
-        require_unseen(cohort, frozen.trained_on, participants, frozen.folder)
+        frozen.require_strangers(cohort, participants, raw_manifests)
         about = {"dataset": cohort.dataset, "simulated": cohort.simulated, "status": frozen.status}
         about = {**cell_columns(cell), **about}
         probed = Probed(frozen, cohort)

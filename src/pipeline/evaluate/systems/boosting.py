@@ -18,7 +18,7 @@ from scipy.special import logit
 from pipeline.config import Boosting
 from pipeline.evaluate.probes.linear import balanced_weights, inner_folds
 from pipeline.evaluate.reading import Reading
-from pipeline.evaluate.splits import TRAIN
+from pipeline.evaluate.splits import TRAIN, halving
 from pipeline.evaluate.systems.components import components
 from pipeline.evaluate.systems.readers import harmonisation
 
@@ -75,7 +75,7 @@ def boosting_reader(features: Features, families_M: np.ndarray, settings: Boosti
         train_M = part_M == TRAIN
         if len(np.unique(target_M[train_M])) < 2:
             return Reading(np.full(len(target_M), np.nan), np.full(len(target_M), np.nan))
-        above = target_M if kind == "classes" else target_M > np.median(target_M[train_M])
+        above = target_M if kind == "classes" else target_M > halving(target_M[train_M])
         held_FM = inner_folds(above.astype(int), families_M, train_M)
         tried = candidates if len(held_FM) else [candidates[len(candidates) // 2]]
         boosted = _Boosted(kind, settings, trees, features(train_M), target_M)

@@ -14,7 +14,7 @@ SIMPLE = "baselines"  # the job of all systems that are not trained
 def system_jobs(study: Study) -> dict[str, dict[str, list[System]]]:
     """Job -> data set -> its systems, for every evaluation data set; jobs without any are left out."""
     jobs: dict[str, dict[str, list[System]]] = {SIMPLE: {}}
-    states = {f"{state.positive}_{state.negative}": state.positive for state in study.evaluate.states.values()}
+    states = {state.joined: state.positive for state in study.evaluate.states.values()}
     for dataset, like in {**{name: name for name in study.with_role("evaluate")}, **states}.items():
         for system in applicable(study, like):
             if system.trained and "trained" not in study.evaluate.protocols:

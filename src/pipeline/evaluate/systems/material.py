@@ -23,7 +23,7 @@ from pipeline.evaluate.reading import RunFeatures
 from pipeline.evaluate.systems.connectome import partial_correlation, pearson, shrunk_covariance
 from pipeline.evaluate.systems.packing import pack, unpack
 
-SAME = ("kind", "template", "atlas", "space", "denoising", "filtered")  # fields of the contract that runs must share
+SAME = ("kind", "template", "atlas", "space", "denoising")  # fields of the contract that runs must share
 _BLOCK_BYTES = 1 << 28  # of images or edges multiplied at once
 
 Parcels = Callable[[np.ndarray], np.ndarray]  # (T, V) -> (T, P)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.artefact import digest
 from pipeline.errors import InputError
+from pipeline.evaluate.device import device_of
 from pipeline.evaluate.supervised.networks import clip_reader, connectome_reader, square
 from pipeline.pretrain.rasters import voxel_raster
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 def on_connectomes(material: Material, task: Task, name: str) -> Reader:
     """A network on Pearson correlations, 1 on the diagonal."""
     settings, key = material.study.evaluate.supervised, digest([task.key, name])
+    device = device_of(material.study)
     connectome_MPP = square(material.edges_NE[task.rows_M])
-    return connectome_reader(name, settings.systems.get(name, {}), connectome_MPP, settings, task.kind, key)
+    return connectome_reader(name, settings.systems.get(name, {}), connectome_MPP, settings, task.kind, key, device)
 
 
 def on_clips(material: Material, task: Task, name: str) -> Reader:
@@ -38,5 +40,5 @@ def on_clips(material: Material, task: Task, name: str) -> Reader:
     arguments = dict(settings.systems.get(name, {}))
     context = int(arguments.pop("context_frames", study.pretrain.context_frames))
     scans_MK = [[shards[run] for run in np.flatnonzero(material.cohort.person_R == person)] for person in task.rows_M]
-    seen, key = (scans_MK, voxel_raster(template), context), digest([task.key, name])
+    seen, key = (scans_MK, voxel_raster(template, device_of(study)), context), digest([task.key, name])
     return clip_reader(name, arguments, *seen, settings, task.kind, key, frames=study.evaluate.frames)
