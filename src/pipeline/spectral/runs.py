@@ -42,6 +42,8 @@ def person_runs(
     """Runs of the first `people`, person after person: evaluation people where a data set has them, else everybody."""
     evaluated, index = read_json(evaluation_set)["people"], 0
     for dataset, manifest in manifests.items():
+        if study.datasets[dataset].door == "parcels":
+            continue  # series without volumes have no template, hence no shared places to average over
         entries = _entries(study, Path(manifest), evaluated.get(dataset), people)
         for entry in (run for runs in entries for run in (runs if every_run else runs[:1])):
             shard = Shard.open(entry["path"], contract)
