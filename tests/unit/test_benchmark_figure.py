@@ -76,6 +76,7 @@ def test_rows_of_an_evaluation_are_drawn_in_every_panel(evaluated: Evaluated) ->
     assert set(pick(numbers, panel="A")["task"]) == {"sex", "diagnosis", "age"}
     assert len(pick(numbers, panel=letters["Sites"], group="within site", task="sex").dropna(subset=["y"]))
     assert "Holm over all" in caption
+    assert caption.count("(") == caption.count(")")
 
 
 def texts(figure: Figure) -> str:

@@ -166,8 +166,9 @@ def _people(view: View) -> str:
     told = []
     for task in view.tasks:
         least = task.about["detectable"]
+        people, _, classes = task.people.partition(" people: ")
         found = f"; .{round(1000 * least):03d}" if np.isfinite(least) else ""
-        told.append(f"{task.task} of {task.dataset} {task.people.replace(' people:', ' (')}{found})".replace("( ", "("))
+        told.append(f"{task.task} of {task.dataset} " + (f"{people} ({classes}{found})" if classes else people))
     if not told:
         return ""
     what = "classes; smallest difference of two AUROCs found in four of five repeats at p < .05"
