@@ -56,7 +56,10 @@ class SmallCohort:
 def make_cohort(root: Path, people: int = 24) -> SmallCohort:
     """People e000... in pairs of siblings; sex scales the coupling of parcels 0 and 1, and everybody has a pattern."""
     changes = {
-        "evaluate": {"splits": 10, "bootstrap": 100, "permutations": 5, "low_shot": [3, 50], "low_shot_draws": 5}
+        "evaluate": {
+            **{"splits": 10, "bootstrap": 100, "permutations": 5, "low_shot": [3, 50], "low_shot_draws": 5},
+            **{"declared_splits": 10, "supervised": {"tasks": []}},
+        }
     }
     study, template, rng = load_study(DEMO, changes), small_template(), np.random.default_rng(0)
     save_template(template, root / "template")
