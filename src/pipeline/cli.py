@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
 from pipeline.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_DONE, EXIT_UNFINISHED, InputError, Unfinished, nearest
 
 if TYPE_CHECKING:
     from pipeline.config import Study
+    from pipeline.grid import Cell
     from pipeline.layout import Layout
 
 Arguments = argparse.Namespace
@@ -370,6 +371,20 @@ def _learning_rate(arguments: Arguments) -> None:
     choose_learning_rate(study, arguments.architecture, summaries, arguments.output)
 
 
+def _cell_files(layout: Layout, cell: Cell) -> dict[str, Any]:
+    """What the evaluation of an encoder reads, and where its features are kept."""
+    return {
+        "pretrain_folder": layout.cell("pretrain", cell),
+        "template_folder": layout.template,
+        "manifests": layout.store(cell.architecture, "evaluate"),
+        "raw_manifests": layout.manifests("pretrain", "evaluate"),
+        "participants": {**layout.participants("pretrain"), **layout.participants("evaluate")},
+        "evaluation_set": layout.evaluation_set,
+        "features_folder": layout.features / cell.path,
+        "flatmap_folder": layout.flatmap.parent,
+    }
+
+
 def _evaluate(arguments: Arguments) -> None:
     from pipeline.pretrain.launch.local import use_threads
 
@@ -380,20 +395,8 @@ def _evaluate(arguments: Arguments) -> None:
 
     study, layout = _study(arguments)
     cell = grid.require_cell(study, arguments.cell)
-    evaluate_cell(
-        study,
-        cell,
-        pretrain_folder=layout.cell("pretrain", cell),
-        template_folder=layout.template,
-        manifests=layout.store(cell.architecture, "evaluate"),
-        raw_manifests=layout.manifests("pretrain", "evaluate"),
-        participants={**layout.participants("pretrain"), **layout.participants("evaluate")},
-        evaluation_set=layout.evaluation_set,
-        probe_out=arguments.output,
-        benchmark_out=layout.cell("benchmark", cell) / "benchmark.parquet",
-        features_folder=layout.features / cell.path,
-        flatmap_folder=layout.flatmap.parent,
-    )
+    benchmark_out = layout.cell("benchmark", cell) / "benchmark.parquet"
+    evaluate_cell(study, cell, **_cell_files(layout, cell), probe_out=arguments.output, benchmark_out=benchmark_out)
     analyse_cell(
         study,
         cell,
@@ -453,20 +456,8 @@ def _supplement(arguments: Arguments) -> None:
 
     study, layout = _study(arguments)
     cell = grid.require_cell(study, arguments.cell)
-    supplement_cell(
-        study,
-        cell,
-        pretrain_folder=layout.cell("pretrain", cell),
-        template_folder=layout.template,
-        manifests=layout.store(cell.architecture, "evaluate"),
-        raw_manifests=layout.manifests("pretrain", "evaluate"),
-        participants={**layout.participants("pretrain"), **layout.participants("evaluate")},
-        evaluation_set=layout.evaluation_set,
-        supplement_out=arguments.output,
-        attribution_out=arguments.output.with_name("attribution.parquet"),
-        features_folder=layout.features / cell.path,
-        flatmap_folder=layout.flatmap.parent,
-    )
+    beside = arguments.output.with_name("attribution.parquet")
+    supplement_cell(study, cell, **_cell_files(layout, cell), supplement_out=arguments.output, attribution_out=beside)
 
 
 def _memory(arguments: Arguments) -> None:
