@@ -134,5 +134,10 @@ def test_an_encoder_goes_to_others_with_its_results_and_its_memory_checked(built
     card = (out / "model_card.md").read_text()
     assert "frozen-v2" in card
     assert "too few people to say" in card or "sign of memorisation" in card
+    first = (out / "encoder.safetensors").read_bytes(), card
     again = built.run("pipeline", "release", *config, "--licence", "Apache-2.0", "--output", str(out))
-    assert again.returncode == 2, "a released folder is never written over"
+    assert again.returncode == 0, again.stderr
+    assert ((out / "encoder.safetensors").read_bytes(), (out / "model_card.md").read_text()) == first
+    refused = built.run("pipeline", "release", *config, "--licence", "", "--output", str(tmp_path / "unlicensed"))
+    assert refused.returncode == 2
+    assert not (tmp_path / "unlicensed").exists()
