@@ -152,8 +152,8 @@ def task_rows(study: Study, cohorts: Sequence[Cohort], evaluation_set: str | Pat
                 if name == "trained" and not learns(study, task):
                     continue
                 of_protocol = _splits(study, task, name)
-                if of_protocol[0] < 2 or (name == "low_shot" and task.kind == "number"):
-                    continue  # a protocol that does not apply: one site, or no classes to draw people of
+                if of_protocol[0] < 2:
+                    continue  # a single site cannot be left out
                 yield {
                     **{"dataset": cohort.dataset, "task": task.name, "protocol": PROTOCOLS[name], "kind": task.kind},
                     **{"splits": of_protocol[0], "splits_hash": of_protocol[1], "evaluation_hash": chosen},
